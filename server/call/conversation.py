@@ -25,11 +25,15 @@ from server.dialogue.endings import EndReason
 from server.dialogue.opening import Opening
 from server.dialogue.playout import Playout
 from server.dialogue.turns import Turns
+from server.hooks.turns import shared_turns
 from server.metrics import Metrics
 from server.model import PastTurn, Session
 from server.records.recording import Recorder
 from server.signal import Once, Signal
 from server.voice.judge import Judge
+
+MAX_BEHIND_S = 15.0
+"""The carrier gives up a question after so long: what waits here for longer brings no line."""
 
 
 class Stage(Enum):
@@ -247,6 +251,25 @@ class Conversation:
         """
         away = self.stage is Stage.AWAY
         return self.answered_at is not None and self.line is None and not away
+
+    async def comes_back(self) -> bool:
+        """Wait for a line for as long as it may be lost; False if none comes.
+
+        While requests have to wait here for their turns, one that brings it may be among them: that
+        is not the carrier's silence.
+        """
+        patience_s, turns = self.options.line_lost_timeout_s, shared_turns()
+        began = now = trio.current_time()
+        until = now + patience_s
+        while now < until:
+            with trio.move_on_at(until):
+                await self.connected.wait()
+                return True
+            now = trio.current_time()
+            until = min(
+                now + patience_s - turns.since_behind_s(), began + patience_s + MAX_BEHIND_S
+            )
+        return False
 
     @property
     def metrics(self) -> Metrics:

@@ -221,8 +221,5 @@ class Handover:
     async def _miss(self, left: Line) -> None:
         """The caller's line has ended, though they were not sent away: it may come back."""
         c = self._conversation
-        if left.may_come_back:
-            with trio.move_on_after(c.options.line_lost_timeout_s):
-                await c.connected.wait()
-                return
-        c.end(*(left.end or (EndReason.CALLER_HUNG_UP, "")))
+        if not (left.may_come_back and await c.comes_back()):
+            c.end(*(left.end or (EndReason.CALLER_HUNG_UP, "")))

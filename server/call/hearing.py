@@ -118,18 +118,17 @@ class Hearing:
     async def _wait_connected(self, lost_at: float) -> bool:
         """Wait for another line than the one that was heard until then; False if none comes."""
         c = self._conversation
-        with trio.move_on_after(c.options.line_lost_timeout_s):
-            await c.connected.wait()
-            now = trio.current_time()
-            c.notes.note_trouble("line back", gap_s=round(now - lost_at, 3))
-            c.metrics.streams.lines.labels("back").inc()
-            c.turns.answered(now, again=True)  # nobody is taken for silent
-            if self._machine is not None:
-                self._machine.line_back(now)
-            c.turn_changed.set()
-            return True
-        c.metrics.streams.lines.labels("not-back").inc()
-        return False
+        if not await c.comes_back():
+            c.metrics.streams.lines.labels("not-back").inc()
+            return False
+        now = trio.current_time()
+        c.notes.note_trouble("line back", gap_s=round(now - lost_at, 3))
+        c.metrics.streams.lines.labels("back").inc()
+        c.turns.answered(now, again=True)  # nobody is taken for silent
+        if self._machine is not None:
+            self._machine.line_back(now)
+        c.turn_changed.set()
+        return True
 
     def _tell_what_was_lost(self, lost_at: float, cut: HeardTurn | None) -> None:
         """The line is there again: the model is to know what was lost with the one before.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -24,6 +25,8 @@ HEAD_BYTES = 4096
 MAX_TURN_S = 8.0
 """A request to do something that has waited longer is left: the carrier gives a webhook 15 s, and
 what is answered after that was done in vain. It counts our own pauses: so does the carrier."""
+BEHIND_S = 1.0
+"""Where a request has waited for so long, whoever expects it may have to wait longer, too."""
 REMEMBERED = 16
 """Turns of a kind whose distance is what the next ones' will be."""
 
@@ -68,10 +71,22 @@ class Turns:
         self._is_taken = False
         self._given_at = dict.fromkeys(Kind, -math.inf)
         self._apart_s = dict.fromkeys(Kind, 0.0)
+        self._behind_at = -math.inf
 
     def wait_s(self, kind: Kind) -> float:
         """How long the next one of a kind would wait for its turn, as things have gone lately."""
         return len(self._waiting[kind]) * self._apart_s[kind]
+
+    def since_behind_s(self) -> float:
+        """How long ago a request last was behind, waiting for its turn for :data:`BEHIND_S` or in
+        vain: 0 while one is, infinity if none ever was.
+        """
+        now = _now()
+        oldest = min((each[0].since for each in self._requests() if each), default=now)
+        return 0.0 if now - oldest >= BEHIND_S else now - self._behind_at
+
+    def _requests(self) -> Iterator[deque[_Waiting]]:
+        return (self._waiting[kind] for kind in (Kind.UPGRADE, Kind.ACT))
 
     async def take(self, kind: Kind) -> bool:
         """Wait for a turn, and use it; there is a pass of trio's scheduler between two of them.
@@ -89,7 +104,7 @@ class Turns:
         return True
 
     async def _wait(self, kind: Kind) -> bool:
-        waiting, now = self._waiting[kind], trio.current_time() + missed_s()
+        waiting, now = self._waiting[kind], _now()
         if not waiting:
             self._given_at[kind] = now  # nobody has waited until now
         own = _Waiting(now)
@@ -105,7 +120,9 @@ class Turns:
         return not own.is_late
 
     def _give_on(self) -> None:
-        now = trio.current_time() + missed_s()
+        now = _now()
+        if self.since_behind_s() <= 0.0:
+            self._behind_at = now
         late = self._waiting[Kind.ACT]
         while late and now - late[0].since > MAX_TURN_S:
             late[0].is_late = True
@@ -123,6 +140,11 @@ class Turns:
         apart_s = now - self._given_at[kind]
         self._apart_s[kind] += (apart_s - self._apart_s[kind]) / REMEMBERED
         self._given_at[kind] = now
+
+
+def _now() -> float:
+    """The world's time: what we miss, others wait."""
+    return trio.current_time() + missed_s()
 
 
 _turns: trio.lowlevel.RunVar[Turns] = trio.lowlevel.RunVar("turns of connections")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -29,6 +29,7 @@ from server.dialogue.endings import EndReason
 from server.dialogue.turns import Patience
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CarrierError
+from server.hooks.turns import Kind, shared_turns
 from server.metrics import VoiceMetrics
 from server.model import (
     AgentAudio,
@@ -387,6 +388,53 @@ async def test_nobody_who_comes_back_is_hung_up_on_at_the_carrier_too(autojump_c
     assert trio.current_time() - began == pytest.approx(5.0)
     assert line.carrier.hung_up == ["CA1"]
     assert line.counted("not-back") == 1
+
+
+@asynccontextmanager
+async def requests_waiting():
+    """Requests come faster than they have their turns here."""
+    turns = shared_turns()
+    turns._is_taken = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.take, Kind.ACT)
+        try:
+            yield
+        finally:
+            turns._give_on()
+
+
+async def test_a_line_whose_request_waits_here_for_its_turn_is_waited_for(autojump_clock, line):
+    await line.lose()
+    async with requests_waiting():
+        await trio.sleep(8.0)
+        assert not line.call.finished.is_set()
+        await line.come_back()
+    await trio.sleep(30.0)
+
+    assert not line.call.conversation.is_lost
+    assert line.facts("line back") == [{"gap_s": 8.0}]
+
+
+async def test_who_does_not_come_back_when_all_have_had_their_turn_is_waited_for_no_longer(
+    autojump_clock, line
+):
+    began = trio.current_time()
+    await line.lose()
+    async with requests_waiting():
+        await trio.sleep(8.0)
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+    assert trio.current_time() - began == pytest.approx(8.0 + 5.0)
+
+
+async def test_a_line_is_not_waited_for_for_ever_while_requests_wait(autojump_clock, line):
+    began = trio.current_time()
+    await line.lose()
+    async with requests_waiting():
+        await line.call.finished.wait()
+
+    assert trio.current_time() - began == pytest.approx(5.0 + 15.0)
 
 
 async def test_the_carriers_last_word_ends_the_waiting_at_once(autojump_clock, line):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 
@@ -134,3 +135,20 @@ async def test_the_wait_for_a_turn_is_what_the_last_ones_have_waited(mock_clock:
     assert ahead > REMEMBERED
     assert 0.5 * ahead * apart_s < wait_s < 1.5 * ahead * apart_s
     assert streams_wait_s == 0.0
+
+
+async def test_it_is_known_how_long_ago_a_request_had_to_wait_for_its_turn(autojump_clock, nursery):
+    turns = Turns()
+    before = turns.since_behind_s()
+    turns._is_taken = True
+    nursery.start_soon(turns.take, Kind.REST)  # more of a request is none
+    nursery.start_soon(turns.take, Kind.UPGRADE)
+    await trio.sleep(0.9)
+    soon = turns.since_behind_s()
+    await trio.sleep(0.2)
+    behind = turns.since_behind_s()
+    turns._give_on()
+    await trio.sleep(3.0)
+
+    assert (before, soon, behind) == (math.inf, math.inf, 0.0)
+    assert turns.since_behind_s() == pytest.approx(3.0)
