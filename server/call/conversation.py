@@ -259,16 +259,14 @@ class Conversation:
         is not the carrier's silence.
         """
         patience_s, turns = self.options.line_lost_timeout_s, shared_turns()
-        began = now = trio.current_time()
-        until = now + patience_s
+        now = trio.current_time()
+        until, last = now + patience_s, now + patience_s + MAX_BEHIND_S
         while now < until:
             with trio.move_on_at(until):
                 await self.connected.wait()
                 return True
             now = trio.current_time()
-            until = min(
-                now + patience_s - turns.since_behind_s(), began + patience_s + MAX_BEHIND_S
-            )
+            until = min(now + patience_s - turns.since_behind_s(), last)
         return False
 
     @property
