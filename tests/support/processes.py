@@ -191,8 +191,11 @@ async def server_process(
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
-        # Unix sockets are made in it, so its name is short; who is killed leaves them there.
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="offhook-"))
+        # Unix sockets are made in it, so its name is short; who is killed leaves them there, and
+        # workers whose parent is killed may still be at their last writes.
+        temporary = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="offhook-", ignore_cleanup_errors=True)
+        )
         await nursery.start(twilio.run)
         await nursery.start(gemini.run)
         named = {
