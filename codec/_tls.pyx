@@ -418,7 +418,7 @@ cdef class SecureSocket(Descriptor):
         sent = self.write(&data[0], data.shape[0])
         if sent > 0:
             return sent
-        raise self._write_error() if self._cannot_write else self._error()
+        raise _lost(self._write_errno) if self._cannot_write else self._error()
 
     def pending(self):
         """Whether a read has left something that the socket will not tell of."""
@@ -549,11 +549,6 @@ cdef class SecureSocket(Descriptor):
             return self._errno == 0 and self._code == 0
         return self._fault == SSL_ERROR_ZERO_RETURN
 
-    cdef object _write_error(self):
-        if self._write_errno != 0:
-            return OSError(self._write_errno, os.strerror(self._write_errno))
-        return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
-
     cdef object _error(self):
         """The error that Python's ``ssl`` would raise."""
         if self._fault == SSL_ERROR_NONE:
@@ -568,10 +563,8 @@ cdef class SecureSocket(Descriptor):
             return ssl.SSLZeroReturnError(
                 ssl.SSL_ERROR_ZERO_RETURN, "TLS/SSL connection has been closed (EOF)"
             )
-        if self._has_ended():
-            return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
-        if self._errno != 0:
-            return OSError(self._errno, os.strerror(self._errno))
+        if self._has_lost_line():
+            return _lost(self._errno)
         return self._protocol_error()
 
     cdef object _protocol_error(self):
@@ -643,6 +636,13 @@ cdef int on_new_session(SSL* connection, SSL_SESSION* session) noexcept nogil:
         SSL_SESSION_free(fresh[0])
     fresh[0] = session
     return 1
+
+
+cdef object _lost(int number):
+    """The error of a socket that has failed with this; with 0, its end came without a goodbye."""
+    if number != 0:
+        return OSError(number, os.strerror(number))
+    return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
 
 
 cdef int _port_of(sock):
