@@ -172,6 +172,8 @@ def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparis
                     found.strange += 1
                 continue
             back = _back(sent, at, ahead, starts)
+            if back and found.pauses and found.pauses[-1][0] == at - back:
+                found.pauses.pop()  # it was before what is new
             found.gaps.append(Gap(at - back, ahead - at, index, last))
             at = ahead
             silence = 0

@@ -125,6 +125,16 @@ def test_what_is_new_has_arrived_from_its_first_frame_on_where_the_old_one_was_c
     assert [(gap.sent_at, gap.frames) for gap in found.gaps] == [(28, 72)]
 
 
+@pytest.mark.parametrize("at", range(20, 34))
+def test_silence_before_something_new_is_no_pause_even_if_it_begins_as_the_old_would_go_on(at):
+    sent = levels_of(60, 100) + levels_of(63, 50)
+
+    found = compare(sent, sent[:at] + bytes([SILENCE]) * 10 + sent[100:], starts=(0, 100))
+
+    assert [place for place, _ in found.pauses if place != 100] == []
+    assert found.lost == 100 - at
+
+
 def test_a_few_frames_after_a_gap_are_where_something_new_begins():
     sent = levels_of(60, 100) + levels_of(63, 50)
     arrived = sent[:30] + bytes([SILENCE]) * 9 + sent[100:103] + bytes([SILENCE]) * 9 + sent[103:]
