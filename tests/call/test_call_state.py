@@ -16,6 +16,7 @@ from server.call.takeover.going_on import agent_of
 from server.call.takeover.state import (
     FIXED,
     MAX_STATE_BYTES,
+    PLAIN_BYTES,
     AgentState,
     AwayState,
     CallState,
@@ -130,6 +131,21 @@ def test_of_many_states_of_a_call_what_is_fixed_is_written_once():
     assert CallState.decode(second) == state(turn=11, transcript=())
     assert CallState.decode(third) == state(client="another")
     assert zlib.decompress(first[1:]).startswith(b"{")
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_a_state_is_read_as_it_was_written_if_it_is_just_short_enough_to_be_left_as_it_is(more):
+    members = {each.name: getattr(state(), each.name) for each in dataclasses.fields(CallState)}
+    writer = StateWriter()
+    writer.fix({name: members.pop(name) for name in FIXED})
+    members |= {"transcript": [], "model": ""}
+    others = len(msgspec.json.encode(members)) - 1
+    members["model"] = "m" * (PLAIN_BYTES - others + more)
+
+    written = writer.write(members)
+
+    read = msgspec.json.decode(zlib.decompress(written[1:]))
+    assert read["model"] == members["model"]
 
 
 def test_a_transfer_of_an_older_program_is_sure():

@@ -36,6 +36,9 @@ MAX_TOKEN_KINDS = 16
 COMPRESSION = 1
 """zlib's fastest: most of a state is a prompt, and the next level takes a third more time to save
 a twentieth."""
+WINDOW_BITS, MEMORY_LEVEL = 13, 6
+"""Of what changes: zlib clears and gives back all the memory that it may use each time, a quarter
+of a megabyte of it as a rule, and saves no more by that."""
 
 Short: TypeAlias = Annotated[str, Meta(max_length=256)]
 Label: TypeAlias = Annotated[str, Meta(max_length=1_000)]
@@ -259,11 +262,16 @@ class StateWriter:
         content = msgspec.json.encode(members)[1:]
         if (size := self._size + len(content)) > MAX_STATE_BYTES:
             raise StateTooLong(f"a call's state of {size} bytes is too long to be kept")
-        level = COMPRESSION if len(content) > PLAIN_BYTES else 0
-        deflate = zlib.compressobj(level, wbits=-zlib.MAX_WBITS)
         checksum = zlib.adler32(content, self._checksum).to_bytes(4, "big")
-        moving = deflate.compress(content) + deflate.flush()
-        return b"".join((VERSION, _HEADER, self._fixed, moving, checksum))
+        return b"".join((VERSION, _HEADER, self._fixed, *_last_block(content), checksum))
+
+
+def _last_block(content: bytes) -> tuple[bytes, ...]:
+    """The end of a stream of deflate (RFC 1951): as it is, if it is short."""
+    if (size := len(content)) <= PLAIN_BYTES:
+        return b"\x01", size.to_bytes(2, "little"), (size ^ 0xFFFF).to_bytes(2, "little"), content
+    deflate = zlib.compressobj(COMPRESSION, wbits=-WINDOW_BITS, memLevel=MEMORY_LEVEL)
+    return deflate.compress(content), deflate.flush()
 
 
 def bounded(text: str, most: int = 256) -> str:
