@@ -6,8 +6,7 @@ in it, or is to be looked at. Everything else comes as events, one way for every
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from math import inf
@@ -241,7 +240,7 @@ class Hearing:
     def _hear_silence(self, line: Line, now: float) -> None:
         """Hear what the carrier has not sent, up to now, as far as it tells anything."""
         c = self._conversation
-        with _own_trouble(line):
+        with _OwnTrouble(line):
             c.passing.collect()
             if self._machine is not None:
                 self._machine.hear(QUIET, now)
@@ -262,7 +261,7 @@ class Hearing:
         """A read of the socket has brought this: nothing in here waits."""
         if line.released.is_set():
             return
-        with _own_trouble(line):
+        with _OwnTrouble(line):
             self._conversation.passing.collect()
             for is_audio, group in groupby(events, lambda event: isinstance(event, CallerAudio)):
                 if is_audio:
@@ -314,7 +313,7 @@ class Hearing:
         c, line = self._conversation, self._conversation.line
         passing, path, now = c.passing, c.passing.path, trio.current_time()
         assert line is not None
-        with _own_trouble(line):
+        with _OwnTrouble(line):
             passing.collect()
             payload = path.take_caller()
             if payload:
@@ -338,7 +337,7 @@ class Hearing:
         c, line = self._conversation, self._conversation.line
         if line is None or c.end_reason is not None:
             return
-        with _own_trouble(line):
+        with _OwnTrouble(line):
             c.passing.collect()
             self._take_found(found, trio.current_time())
             c.ear.follow_opening()
@@ -511,14 +510,23 @@ class Telling:
                 c.line.news.set()  # it has to end in time
 
 
-@contextmanager
-def _own_trouble(line: Line) -> Generator[None]:
-    """Leave what goes wrong in here to the call's own task: it is not the socket's that told us."""
-    try:
-        yield
-    except Exception as error:
-        line.failure = error
-        line.news.set()
+class _OwnTrouble:
+    """Leaves what goes wrong to the call's own task: it is not the socket's that told us."""
+
+    __slots__ = ("_line",)
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Exception):
+            self._line.failure = error
+            self._line.news.set()
+            return True
+        return False
 
 
 def stretches(chunks: Iterable[CallerAudio]) -> Iterator[list[CallerAudio]]:

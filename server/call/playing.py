@@ -75,13 +75,14 @@ class Playing:
         c, line = self._conversation, self._conversation.line
         if line is not None and not line.is_closed:
             c.passing.collect()
-            if not c.playout.timeline.open and trio.current_time() >= c.opening.plays_at:
-                buffer_s = line.media.abilities.buffer_s
-                c.playout.open(trio.current_time(), buffer_s=buffer_s)
+            now = trio.current_time()
+            if not c.playout.timeline.open and now >= c.opening.plays_at:
+                c.playout.open(now, buffer_s=line.media.abilities.buffer_s)
             try:
-                while (command := c.playout.next_command(trio.current_time())) is not None:
+                while (command := c.playout.next_command(now)) is not None:
                     line.media.send(self._widened(command))
-                    self._note_sent(command, trio.current_time())
+                    now = trio.current_time()
+                    self._note_sent(command, now)
             except StreamEnded:
                 # Whoever hears the line sees the same end, and says whether it is the call's.
                 line.is_closed = True

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-
 import structlog
 import trio
 
@@ -66,9 +63,11 @@ class Speaking:
 
     def take_event(self, event: SessionEvent) -> None:
         """The session tells this: nothing in here waits."""
-        with self._own_trouble():
+        try:
             self._conversation.passing.collect()
             self._take_event(event)
+        except Exception as error:
+            self._fail(error)
 
     def _take_event(self, event: SessionEvent) -> None:
         c, turns = self._conversation, self._conversation.turns
@@ -161,19 +160,17 @@ class Speaking:
 
     def _take_passed(self) -> None:
         """A mark is due, or the lead is used up: nothing in here waits."""
-        with self._own_trouble():
+        try:
             self._playing.let_out()
             self._follow(self._conversation.agent_turn)
-
-    @contextmanager
-    def _own_trouble(self) -> Generator[None]:
-        """End the call for a bug of ours in here: it is not the socket's that told us."""
-        try:
-            yield
         except Exception as error:
-            self._conversation.end(EndReason.ERROR, type(error).__name__)
-            call_sid = self._conversation.call_sid
-            logger.exception("call failed by a bug of ours", call_sid=call_sid)
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End the call for a bug of ours: it is not the socket's that told us."""
+        call_sid = self._conversation.call_sid
+        logger.error("call failed by a bug of ours", call_sid=call_sid, exc_info=error)
+        self._conversation.end(EndReason.ERROR, type(error).__name__)
 
     def _finish_turn(self, turn: int) -> None:
         c = self._conversation

@@ -22,7 +22,7 @@ class KeyTones:
 
     def __bool__(self) -> bool:
         """True if any keys have still to be heard."""
-        return bool(self._waiting) or self.are_sounding
+        return self._sounding is not None or len(self._waiting) > 0
 
     @property
     def are_sounding(self) -> bool:

@@ -315,12 +315,12 @@ class Playout:
         if self._dies_away:
             tail, self._dies_away = self._dies_away, b""
             return SendAudio(tail, turn=BACKGROUND)
-        is_in_the_way = self._queue or self.keys or not self.thinking.wanted
-        if self.thinking.is_on and is_in_the_way:
+        if self.thinking.is_on and (self._queue or self.keys or not self.thinking.wanted):
             self._dies_away = self.thinking.stop(now, self.timeline)
             if self._dies_away:
                 return Clear()
-        self.keys.give_up_lost_mark(self.timeline.play_end, now)
+        if self.keys:
+            self.keys.give_up_lost_mark(self.timeline.play_end, now)
         if self.keys:
             return self._next_key_command(now)
         if now >= self._held_until:

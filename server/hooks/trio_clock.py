@@ -251,7 +251,7 @@ def steady_time() -> float | None:
     clock = _trios_clock()
     if isinstance(clock, PausingClock):
         now = clock.current_time()
-        return None if clock.stands else now
+        return None if clock._stands else now
     is_trios = clock is not None and type(clock) is getattr(_run, "SystemClock", None)
     return clock.current_time() if is_trios else None
 

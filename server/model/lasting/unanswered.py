@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import takewhile
 
@@ -40,8 +39,7 @@ MAX_KEPT_WORDS = 256 * 1024
 """Characters and bytes, about, of texts and tool answers that are kept once they have been sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(msgspec.Struct, frozen=True, gc=False):
     """Caller audio that the media path has sent: kept as it came, a quarter of the pcm."""
 
     payload: bytes
@@ -70,9 +68,9 @@ def word_bytes(content: Input) -> int:
 
 def audio_bytes(content: Input) -> int:
     """How much caller audio this is, in bytes of pcm; 0 for whatever is not audio."""
-    if isinstance(content, bytes):
-        return len(content)
-    return PCM_PER_PAYLOAD * len(content.payload) if isinstance(content, Passed) else 0
+    if isinstance(content, Passed):  # as nearly all is
+        return PCM_PER_PAYLOAD * len(content.payload)
+    return len(content) if isinstance(content, bytes) else 0
 
 
 class UnansweredInput:
