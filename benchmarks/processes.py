@@ -85,10 +85,19 @@ def family(pid: int) -> list[int]:
     """A process and its children, theirs too."""
     members = [pid]
     for member in members:
-        for task in Path(f"/proc/{member}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                members += map(int, task.read_text().split())
+        for children in _of_each_task(member, "children"):
+            members += map(int, children.split())
     return members
+
+
+def _of_each_task(pid: int, name: str) -> list[str]:
+    """What a process's tasks have in this file; either may end while we look."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob(f"*/{name}"):
+            with contextlib.suppress(OSError):
+                found.append(path.read_text())
+    return found
 
 
 def cpu_s(pid: int) -> dict[int, float]:
@@ -102,13 +111,8 @@ def cpu_s(pid: int) -> dict[int, float]:
 
 def _cpu_s(pid: int) -> float:
     # First number: nanoseconds on a CPU. /proc/PID/stat counts hundredths of a second.
-    schedstats = list(Path(f"/proc/{pid}/task").glob("*/schedstat"))
-    if schedstats:
-        nanoseconds = 0
-        for schedstat in schedstats:
-            with contextlib.suppress(OSError):  # a thread may end while we look
-                nanoseconds += int(schedstat.read_text().split()[0])
-        return nanoseconds / 1e9
+    if schedstats := _of_each_task(pid, "schedstat"):
+        return sum(int(schedstat.split()[0]) for schedstat in schedstats) / 1e9
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS_HZ
 

@@ -39,15 +39,18 @@ def _group(controller: str, pids: Sequence[int]) -> Generator[Path]:
     if home == ROOT and controller != "freezer":
         (home / "cgroup.subtree_control").write_text(f"+{controller}")
     group.mkdir(exist_ok=True)
-    before = {pid: _place(home, controller, pid) for pid in pids}
+    before = {}
     try:
         for pid in pids:
-            with suppress(ProcessLookupError):
+            with suppress(OSError):  # it may have ended
+                before[pid] = _place(home, controller, pid)
                 (group / "cgroup.procs").write_text(str(pid))
         yield group
     finally:
-        for pid, place in before.items():
+        # Their children that were born meanwhile go with them.
+        for pid in [*before, *map(int, (group / "cgroup.procs").read_text().split())]:
             with suppress(OSError):
+                place = before.get(pid) or next(iter(before.values()))
                 (place / "cgroup.procs").write_text(str(pid))
         with suppress(OSError):
             group.rmdir()

@@ -175,7 +175,8 @@ async def little_memory(world: World, planned: Planned) -> AsyncGenerator[None]:
 @asynccontextmanager
 async def kill_worker(world: World, planned: Planned) -> AsyncGenerator[None]:
     """One worker is gone at once."""
-    os.kill(world.victim, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(world.victim, signal.SIGKILL)
     yield
 
 
