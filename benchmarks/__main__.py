@@ -25,6 +25,7 @@ BENCHMARKS = {
     "calls": "how many calls one core carries",
     "asterisk": "what somebody on the telephone hears of an agent behind a real Asterisk",
     "setup": "what one call costs before anybody has said a word, and after the last one",
+    "turnover": "whether memory stays flat while calls come and go, for as long as one likes",
     "soak": "what ten thousand calls leave behind, with everything going wrong",
     "hostile": "what an attacker gets, and what the calls that are going on notice of it",
     "burst": "what becomes of hundreds of calls that come in within a second",

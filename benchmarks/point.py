@@ -122,6 +122,8 @@ class Held:
     call_sids: list[str]
     measure: Callable[[float], dict[str, Any]]
     """Watch the calls for so many seconds: the outcome without what setting them up cost."""
+    turn_over: Callable[[float, tuple[float, float]], dict[str, Any]]
+    """For so many seconds have calls end, of a length between these, and others begin."""
 
 
 class PointFailed(Exception):
@@ -247,6 +249,9 @@ def run_point(
                             server.trust,
                             outcome["call_sids"],
                             lambda window_s: _ask(generator, {"window_s": window_s}),
+                            lambda turn_over_s, call_s: _ask(
+                                generator, {"turn_over_s": turn_over_s, "call_s": call_s}
+                            ),
                         )
                         outcome["held"] = hold(held)
     return outcome | {"backend": doubles["backend"]}

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 from benchmarks.chaos.calls import CallSeen
 from benchmarks.chaos.faults import Excuse
 from benchmarks.chaos.numbered import FRAME_S
 from benchmarks.chaos.world import Record
+from benchmarks.weighing import Weighed, growth
 
 PROBE_TIMEOUT_S = 2.0
 TAIL_FRAMES = 25
@@ -27,13 +27,6 @@ MORE_THREADS = 8
 MORE_MEMORY = 0.5
 MORE_MEMORY_BYTES = 64 * 2**20
 """Memory may grow by half, or by so much: a short run has pools and caches to fill."""
-
-SETTLED_S = 300.0
-"""How long a server that is kept full takes to have every pool and cache that it will have."""
-FLAT_S = 600.0
-"""How long a run has to last to say whether memory grows after that."""
-FLAT = 0.05
-"""How much more memory is still the same: what calls hold varies."""
 
 SURE_S = 1.0
 """How long a call has to be there before a look that the server must know of it."""
@@ -98,15 +91,6 @@ class Held:
     threads: int
     rss_bytes: int
     workers: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Weighed:
-    """What memory the server's processes had at one moment."""
-
-    at: float
-    pids: tuple[int, ...]
-    rss_bytes: int
 
 
 @dataclass(slots=True)
@@ -310,28 +294,8 @@ def _leaks(seen: Seen) -> Iterator[Broken]:
         yield Broken("no leak", seen.ended, f"{grown / 2**20:.0f} MiB more than before")
 
 
-def settled_rss(seen: Seen) -> tuple[float, float] | None:
-    """The median memory of the first and of the last third of a run, once it has settled.
-
-    None if the run was too short to say, or a process has another's place since: a new one has
-    pools and caches to fill.
-    """
-    settled = [one for one in seen.weighed if one.at >= seen.began + SETTLED_S]
-    if not settled or settled[-1].at - seen.began < FLAT_S:
-        return None
-    if any(one.pids != settled[0].pids for one in settled):
-        return None
-    third = max(len(settled) // 3, 1)
-    first, last = settled[:third], settled[-third:]
-    return median(one.rss_bytes for one in first), median(one.rss_bytes for one in last)
-
-
 def _growth(seen: Seen) -> Iterator[Broken]:
-    if (found := settled_rss(seen)) is None:
-        return
-    first, last = found
-    if last > first * (1 + FLAT):
-        what = f"{first / 2**20:.0f} MiB, then {last / 2**20:.0f}"
+    if what := growth(seen.weighed, seen.began):
         yield Broken("flat", seen.ended, what)
 
 

@@ -1,9 +1,10 @@
 """``python -m benchmarks.load``: one point of a load benchmark, told what to do on stdin.
 
 The first line in is a :class:`Plan`; the first line out says where the doubles listen. When the
-server has been started with that, its address and process come in, and the :class:`Outcome` of the
-calls goes out; or, with ``"stay"``, a window's figures for each line that asks for one, while the
-calls go on. Every line is JSON. It ends when stdin does.
+server has been started with that, its address and process come in, and the outcome of the calls
+goes out; or, with ``"stay"``, what each line asks for while the calls go on: a window's figures
+(``window_s``), or that calls end and others begin (``turn_over_s``). Every line is JSON. It ends
+when stdin does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import gc
 import json
 import os
+import random
 import ssl
 import sys
 import time
@@ -46,6 +48,8 @@ LATE_S = 0.02
 """A frame's own length: one that is longer on its way is late."""
 MEASURED_IN = 10
 """Of so many calls in rooms, one."""
+TURN_OVER_S = 0.05
+"""How often it is looked whose call is over."""
 PREPARE_S = 0.15
 """From the greeting's sending to the answer, where a prepared greeting is measured."""
 
@@ -108,6 +112,8 @@ class Generator:
         self.rooms = [Path(file).read_bytes() for file in plan.rooms]
         self.calls: list[LoadCall] = []
         self.begun = 0
+        self.ends_at: dict[LoadCall, float] = {}
+        """When each call hangs up, while calls turn over."""
         self.trust: ssl.SSLContext | None = None
         """To reach the server with, where it ends TLS."""
         self.public_url = ""
@@ -279,6 +285,45 @@ class Generator:
         except TimeoutError:
             pass  # the point is measured; a server that does not hang up will be killed
 
+    async def turn_over(
+        self, server_url: str, seconds: float, call_s: tuple[float, float]
+    ) -> dict[str, Any]:
+        """For so long have every call hang up after a while, and another begin in its place.
+
+        Args:
+            server_url: Where calls begin.
+            seconds: How long.
+            call_s: The shortest and the longest that a call may last.
+
+        Returns:
+            What is of the calls that hung up meanwhile, and of the audio of all.
+        """
+        until, dice, lost = clock() + seconds, random.Random(self.begun), []
+        call_sids = []
+        self.heard.forget()
+        del self.wheel.lags[:]
+        while (now := clock()) < until:
+            for place, call in enumerate(self.calls):
+                if self.ends_at.setdefault(call, now + dice.uniform(*call_s)) > now:
+                    continue
+                del self.ends_at[call]
+                await self.finish([call])
+                call_sids.append(call.call_sid)
+                if call.lost:
+                    lost.append(call.lost)
+                following = self.calls[place] = await self.begin(server_url)
+                following.speak()
+                following.take_turns()
+            await asyncio.sleep(TURN_OVER_S)
+        gc.collect()  # nobody else does
+        return {
+            "call_sids": call_sids,
+            "lost": lost,
+            "caller_to_model_ms": in_ms(self.heard.caller),
+            "agent_to_caller_ms": in_ms(self.heard.agent),
+            "generator_late_ms": in_ms(self.wheel.lags),
+        }
+
     async def measure(self, pid: int, window_s: float) -> dict[str, Any]:
         """Watch all calls talk for so long; audio is counted from the beginning of the calls."""
         plan, heard = self.plan, self.heard
@@ -367,7 +412,13 @@ async def main() -> None:
             async with generator.talking(server_url, pid):
                 _say({"call_sids": [call.call_sid for call in generator.calls]})
                 while line := await read(None, sys.stdin.readline):
-                    _say(await generator.measure(pid, json.loads(line)["window_s"]))
+                    asked = json.loads(line)
+                    if "turn_over_s" in asked:
+                        call_s = tuple(asked["call_s"])
+                        seconds = asked["turn_over_s"]
+                        _say(await generator.turn_over(server_url, seconds, call_s))
+                    else:
+                        _say(await generator.measure(pid, asked["window_s"]))
         except Failed as failure:
             _say({"failed": str(failure)})
         finally:

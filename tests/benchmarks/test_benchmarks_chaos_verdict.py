@@ -11,10 +11,11 @@ from sqlalchemy.engine import make_url
 from benchmarks.chaos.calls import CallSeen, Loss, SessionSeen, judge_call
 from benchmarks.chaos.command import tracebacks
 from benchmarks.chaos.faults import BY_NAME, FAULTS, Excuse
-from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, Weighed, judge
+from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, judge
 from benchmarks.chaos.numbered import levels_of
 from benchmarks.chaos.world import Record, records_aside
 from benchmarks.load.trail import SILENCE
+from benchmarks.weighing import Weighed
 from server.records.aside import Aside
 
 SID = "CA" + "1" * 32
