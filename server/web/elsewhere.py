@@ -150,15 +150,16 @@ class Elsewhere:
 
         Args:
             call_sid: The call.
-            holding: Whose it is or was.
+            holding: Whose it is or was; None also for one that another process takes for ours.
 
         Raises:
-            RegistryAway: Its process may have just died, and nobody have taken it over yet.
+            RegistryAway: Its process may have just died, and nobody have taken it over yet; or we
+                are about to have it, or had it until now.
         """
-        cluster = self._service.cluster
-        if holding is None:
+        cluster, hop = self._service.cluster, _hop()
+        if holding is None and (hop is None or hop.named):
             return
-        if holding.member == cluster.me:
+        if holding is None or holding.member == cluster.me:
             may_live = not self._service.calls.register.has_ended(call_sid)
         else:
             age_s = self._age_s(holding.member)

@@ -406,6 +406,25 @@ async def test_a_call_that_its_owner_does_not_know_is_taken_from_it(monkeypatch)
     assert process_of(answer) == "a"
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_call_that_its_owner_does_not_know_is_nobodys_only_if_it_is_over(
+    monkeypatch, is_over
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        # It is about to take the call up, or another has just taken it from there.
+        store.calls[CALL_SID] = Holding(second.service.cluster.me, 2)
+        if is_over:
+            register = second.service.calls.register
+            monkeypatch.setattr(register, "has_ended", lambda call_sid, generation=0: True)
+        answers = [
+            await first.http.get(f"/calls/{CALL_SID}"),
+            await first.http.post(f"/calls/{CALL_SID}/hang-up"),
+        ]
+
+    assert [answer.status_code for answer in answers] == [404 if is_over else 503] * 2
+
+
 async def test_a_call_that_became_ours_unnoticed_goes_on_here(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):
