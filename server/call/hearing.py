@@ -61,6 +61,8 @@ class Hearing:
 
     Attributes:
         telling: Tells the model of the caller's turns, where it has to be told.
+        replaced_until: Until when the carrier may stop a stream only to open another, as it was
+            told to.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Hearing:
         self._machine = machine
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
         self._was_asked = self._has_come = False
+        self.replaced_until = -inf
         self.telling = Telling(conversation)
         conversation.passing.relay.on_caller = self._take_passed
         conversation.ear.on_found = self._take_judged
@@ -94,9 +97,14 @@ class Hearing:
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
                 self._take_found(c.ear.line_over(), trio.current_time())
-            elif not (line.may_come_back and await self._wait_back(line, detail)):
+            elif not (self._may_come_back(line) and await self._wait_back(line, detail)):
                 c.end(reason, detail)
                 return
+
+    def _may_come_back(self, line: Line) -> bool:
+        """Whether another stream may come for one that has ended."""
+        is_replaced = trio.current_time() < self.replaced_until
+        return line.may_come_back or (is_replaced and line.media.abilities.comes_back)
 
     async def _wait_back(self, line: Line, detail: str) -> bool:
         """The line is lost: wait for another; False if none comes in time."""

@@ -61,6 +61,9 @@ TELL_AGAIN_S = (0.25, 0.5, 1.0)
 where nobody could say."""
 CARRIER_TIMEOUT_S = 2.0
 """How long the carrier may take to say how a call stands that is to end with its server."""
+REPLACES_S = 3.0
+"""For so long after the carrier has taken on to bring a call's stream here, the end of one that is
+here already is no hang-up: it was asked for while the carrier was being told."""
 TRY_AGAIN_S = (0.5, 1.0, 2.0, 4.0, 8.0, 30.0)
 """How long to wait before each further try to take up what may be ours, and from then on."""
 
@@ -435,11 +438,15 @@ class Rescue:
                     await self._reconnect(call)
 
     async def _reconnect(self, call: Call) -> None:
-        carrier, tickets = self._calls.carrier, self._calls.tickets
+        carrier, tickets, hearing = self._calls.carrier, self._calls.tickets, call.hearing
 
         def ticket() -> str | None:
-            is_wanted = call.conversation.line is None and not call.handover.has_left
-            return tickets.issue_unasked(call, trio.current_time()) if is_wanted else None
+            if call.conversation.line is not None or call.handover.has_left:
+                return None
+            shown = tickets.issue_unasked(call, trio.current_time())
+            if shown is not None:
+                hearing.replaced_until = inf
+            return shown
 
         try:
             for pause_s in TELL_AGAIN_S:
@@ -455,6 +462,9 @@ class Rescue:
         except CarrierError as error:
             # It may have been done all the same; else the call ends when no stream comes.
             logger.warning("call not connected again", call_sid=call.call_sid, error=str(error))
+        finally:
+            until = trio.current_time() + REPLACES_S
+            hearing.replaced_until = min(hearing.replaced_until, until)
 
     def _look_after_unsettled(self, nursery: trio.Nursery) -> None:
         if self._cluster.registry.is_away:

@@ -30,7 +30,7 @@ from server.events.event import CallTold
 from server.records.database import Database, database_url
 from server.records.tables import FOUND_OVER, fitted
 from server.switchboard.calls import Calls
-from server.switchboard.rescue import TRY_AGAIN_S, CallLost, Rescue, Unsettled
+from server.switchboard.rescue import REPLACES_S, TRY_AGAIN_S, CallLost, Rescue, Unsettled
 from server.switchboard.tickets import MAX_STREAMS_PER_MIN, Tickets
 from tests.call.test_call_state import state
 from tests.records.test_records import record
@@ -780,6 +780,48 @@ async def test_a_carrier_that_asks_meanwhile_is_not_told_besides(
 
     assert isinstance(reply, ConnectStream)
     assert process.carrier.reconnected == []
+
+
+async def on_stream(process, nursery, ticket: str) -> MemoryMedia:
+    """The carrier opens a stream with this ticket."""
+    media = MemoryMedia()
+    media.event(media.start(SID, ticket))
+    nursery.start_soon(serve_stream, process.calls, media)
+    await wait_all_tasks_blocked()
+    return media
+
+
+async def test_a_stream_that_the_carrier_asked_for_while_it_was_told_of_another_is_no_hang_up(
+    autojump_clock, process, nursery
+):
+    told, answer = trio.Event(), trio.Event()
+    reconnect = process.carrier.reconnect
+
+    async def slow(call_sid: str, ticket: str) -> None:
+        await reconnect(call_sid, ticket)
+        told.set()
+        await answer.wait()
+
+    process.left()
+    process.carrier.reconnect = slow
+    nursery.start_soon(process.rescue.run)
+    await told.wait()
+    (call,), ((_, ticket),) = process.calls.register.live, process.carrier.reconnected
+    reply = await process.calls.resume(SID, Agent())
+    asked_for = await on_stream(process, nursery, reply.ticket)
+    asked_for.hang_up()  # what a carrier says of a stream that it takes away, too
+    await wait_all_tasks_blocked()
+    replaced = call.end_reason
+    brought = await on_stream(process, nursery, ticket)
+    has_line = call.conversation.line is not None
+    answer.set()
+    await trio.sleep(REPLACES_S)
+    brought.hang_up()
+    await wait_all_tasks_blocked()
+
+    assert replaced is None
+    assert has_line
+    assert call.end_reason is EndReason.CALLER_HUNG_UP
 
 
 async def test_the_carrier_is_told_as_soon_as_somebody_can_say_whose_the_call_is(
