@@ -186,6 +186,7 @@ class Call:
             handover=self.handover,
             machine=self._machine,
             ends_at=lambda: limit.deadline,
+            state=state,
         )
         first_words = None
         if state is not None:

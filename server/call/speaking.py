@@ -13,6 +13,7 @@ from server.call.playing import Playing
 from server.call.toolbox import Toolbox
 from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
+from server.dialogue.turns import CONNECTION_LOST
 from server.model import (
     AgentAudio,
     AgentTranscript,
@@ -86,7 +87,7 @@ class Speaking:
                 starved_s = c.playout.starved_s(turn)
                 turns.agent_completed(turn, reason, now, starved_s=starved_s, more=more)
                 self._finish_turn(turn)
-                notes.keep_soon()
+                (notes.keep_soon if reason == CONNECTION_LOST else notes.turn_complete)()
             case Working(is_on=is_on):
                 (turns.agent_working if is_on else turns.agent_idle)(now)
                 c.turn_changed.set()

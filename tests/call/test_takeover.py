@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
@@ -36,9 +37,11 @@ from server.carrier.webhooks import ConnectStream, EndCall, SayAndEndCall
 from server.cluster.registry import RegistryAway, State, made
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
+from server.dialogue.turns import CONNECTION_LOST
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CallRefused, CarrierError
 from server.events.event import CallTold, outbox_event
+from server.metrics import Metrics
 from server.model import (
     AgentAudio,
     AgentTranscript,
@@ -54,6 +57,7 @@ from server.model import (
 )
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
+from server.records.recording import Recordings
 from server.settings.settings import Settings
 from server.signal import Signal
 from server.simulators.gemini import GeminiSimulator, ModelScript
@@ -178,11 +182,12 @@ class Process:
 
     async def die(self) -> None:
         """Be gone: nothing that is done on the way out reaches anybody."""
+        assert self.registry.states  # as they were until now
         self.registry.is_away = True
         self._scope.cancel()
         await wait_all_tasks_blocked()
         assert self.carrier.hung_up == self.carrier.said == []
-        self.registry.is_away = False
+        self.registry.is_away, self.registry.to_write = False, None
 
     def take_up(self, agent: Agent) -> Any:
         self.registry.generation += 1
@@ -208,6 +213,18 @@ async def two(nursery: trio.Nursery, **settings: Any):
     await nursery.start(second.run)
     yield registry, first, second
     for process in (first, second):
+        process._scope.cancel()
+
+
+@asynccontextmanager
+async def three(nursery: trio.Nursery):
+    """Three processes, which take over from each other."""
+    registry = Registry()
+    processes = [Process(registry) for _ in range(3)]
+    for process in processes:
+        await nursery.start(process.run)
+    yield registry, *processes
+    for process in processes:
         process._scope.cancel()
 
 
@@ -501,6 +518,53 @@ async def test_a_tool_that_was_running_is_never_run_again(autojump_clock, nurser
     assert "not known" in answer.response["error"]
 
 
+async def test_a_tool_is_not_run_again_by_whoever_takes_a_call_up_that_was_taken_up_just_before(
+    autojump_clock, nursery
+):
+    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+    async with three(nursery) as (_, first, second, third):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(asked)
+        await trio.sleep(0.3)
+        await first.die()
+        second.take_up(AGENT)
+        await second.connect(nursery)
+        await second.die()
+        third.take_up(AGENT)
+        await third.connect(nursery)
+        session = third.calls.model.session
+        session.event(asked)
+        await trio.sleep(0.3)
+
+    ((_, told),) = session.texts
+    assert "The call to book was interrupted; its outcome is not known" in told
+    assert RUNS == ["table 7"]
+
+
+async def test_a_tool_is_forgotten_when_a_model_that_was_told_of_it_can_be_resumed(
+    autojump_clock, nursery
+):
+    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+    async with two(nursery) as (registry, first, second):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(asked)
+        await trio.sleep(0.3)
+        await first.die()
+        second.take_up(AGENT)
+        again = await second.connect(nursery)
+        session = second.calls.model.session
+        session.event(TurnComplete(2, CONNECTION_LOST))
+        session.event(ResumptionHandle("from before it has said anything"))
+        before = registry.state.tools
+        await says(second, again, 3, "Where were we?")
+        after = registry.state.tools
+
+    assert [(tool.id, tool.is_done) for tool in before] == [("id-1", False)]
+    assert after == ()
+
+
 async def test_a_tool_is_kept_in_haste_before_it_runs_and_when_it_is_done(autojump_clock, nursery):
     asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (registry, first, _):
@@ -777,6 +841,50 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
     assert taken.conversation.stage is Stage.TO_MACHINE
     assert len(texts) == 1
     assert "voicemail system is recording" in texts[0]
+
+
+async def test_a_greeting_of_which_little_was_heard_is_to_be_said_however_often_a_call_is_taken_up(
+    autojump_clock, nursery
+):
+    async with three(nursery) as (registry, first, second, third):
+        call, _ = await on_the_line(first, nursery, AGENT)
+        session = first.calls.model.session
+        session.event(AgentTranscript("Good morning. This call is recorded.", 1))
+        session.event(AgentAudio(2 * SECOND_PCM, 1, trio.current_time()))
+        await trio.sleep(0.3)
+        call.conversation.notes.keep_soon()
+        await first.die()
+        second.take_up(AGENT)
+        await second.connect(nursery)
+        await second.die()
+        third.take_up(AGENT)
+        again = await third.connect(nursery)
+        greeted = registry.state.greeted
+        await says(third, again, 2, "Good morning. This call is recorded.")
+
+    assert [text for _, text in third.calls.model.session.texts] == ["Greet."]
+    assert not greeted
+    assert registry.state.greeted
+
+
+async def test_a_process_that_does_not_record_leaves_the_parts_of_those_before_it_alone(
+    autojump_clock, nursery, tmp_path
+):
+    registry, parts = Registry(), []
+    recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
+    processes = [Process(registry, recordings=each) for each in (recordings, None, recordings)]
+    for process in processes:
+        await nursery.start(process.run)
+        if registry.states:
+            process.take_up(AGENT)
+            await process.connect(nursery)
+        else:
+            _, media = await on_the_line(process, nursery, AGENT)
+            await says(process, media, 1, "Good morning.")
+        parts.append(registry.state.recording_parts)
+        await process.die()
+
+    assert parts == [1, 1, 2]
 
 
 # --- Whether it may

@@ -50,6 +50,8 @@ class Notes:
         self.replies = Replies()
         self.costs = costs
         self.tools: dict[str, tuple[str, bool]] = {}
+        self._tools_left: frozenset[str] = frozenset()  # of another process
+        self._is_told_of_left = True
         self.outcome: Outcome | None = None
         self.had_trouble = False
         self.keep_soon: Callable[[], None] = _nobody
@@ -74,6 +76,18 @@ class Notes:
         """Add a line to the timeline, of what somebody may want to look into afterwards."""
         self.had_trouble = True
         self.note(what, **facts)
+
+    def go_on(self, tools: Mapping[str, tuple[str, bool]]) -> None:
+        """Another process had been asked for these functions, as :attr:`tools` has them: until the
+        model can be resumed with what it is told of them, the next one has to know, too.
+        """
+        self.tools, self._tools_left = dict(tools), frozenset(tools)
+        self._is_told_of_left = False
+
+    def turn_complete(self) -> None:
+        """The model has said something to its end, and knows what it was told before that."""
+        self._is_told_of_left = True
+        self.keep_soon()
 
     def tools_called(self, calls: Iterable[tuple[str, str]]) -> None:
         """The model has called these functions: ids and names."""
@@ -106,7 +120,11 @@ class Notes:
 
     def remembered(self) -> None:
         """Whatever resumes the model's session from now on knows what was done before."""
-        self.tools = {identity: tool for identity, tool in self.tools.items() if not tool[1]}
+        self.tools = {
+            identity: tool
+            for identity, tool in self.tools.items()
+            if not (self._is_told_of_left if identity in self._tools_left else tool[1])
+        }
         self.keep_soon()
 
     def caller_passed(self, took_s: float) -> None:

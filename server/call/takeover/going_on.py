@@ -118,6 +118,7 @@ def go_on(
     costs = state.costs
     tokens = {"prompt": costs.prompt, "response": costs.response, "other": costs.other}
     notes.costs.go_on(tokens, costs.usd, is_complete=costs.is_complete)
+    notes.go_on({tool.id: (tool.name, tool.is_done) for tool in state.tools})
     if notes.outcome is not None and state.outcome:
         notes.outcome.go_on(state.outcome)
     notes.timings.caller_audio_s = costs.caller_audio_s

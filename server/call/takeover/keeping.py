@@ -21,11 +21,13 @@ from server.call.report.progress import Progress
 from server.call.report.report import Report
 from server.call.takeover.fence import Ownership
 from server.call.takeover.state import (
+    MAX_PARTS,
     MAX_TOOLS,
     MAX_TURN_CHARS,
     MAX_TURNS,
     AgentState,
     AwayState,
+    CallState,
     CostState,
     MachineState,
     StateTooLong,
@@ -55,6 +57,7 @@ class Keeping:
         handover: Whether the carrier has the caller.
         machine: Who has answered; None for a call that does nothing about machines.
         ends_at: Says until when the call may last at the longest.
+        state: Where another process has left it; None for a call that begins.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Keeping:
         handover: Handover,
         machine: Machine | None,
         ends_at: Callable[[], float],
+        state: CallState | None,
     ) -> None:
         self._conversation = conversation
         self._ownership = ownership
@@ -77,7 +81,8 @@ class Keeping:
         self._ends_at = ends_at
         self._writer = StateWriter()
         self._fixed_of: tuple[object, ...] = ()
-        self._has_greeted = False
+        self._has_greeted = state is not None and state.greeted
+        self._parts_before = 0 if state is None else state.recording_parts
         self._told: set[str] = set()
         self._turns: dict[int, _Written] = {}
 
@@ -194,8 +199,13 @@ class Keeping:
             "away": away,
             "machine": self._machine_state(),
             "outcome": {} if c.notes.outcome is None else dict(c.notes.outcome.values),
-            "recording_parts": 0 if c.passing.recorder is None else c.passing.recorder.part,
+            "recording_parts": min(self._recording_parts(), MAX_PARTS),
         }
+
+    def _recording_parts(self) -> int:
+        """How many there are; a process that makes none leaves those before it alone."""
+        recorder = self._conversation.passing.recorder
+        return self._parts_before if recorder is None else recorder.part
 
     def _is_greeted(self) -> bool:
         """Whether the agent has nothing to say first, or has said most of it."""
@@ -206,6 +216,7 @@ class Keeping:
             self._has_greeted = not greets or any(
                 turn.heard_s and (turn.cut or turn.heard_s >= turn.made_s / 2)
                 for turn in c.notes.transcript.turns[-MAX_TURNS:]
+                if turn.number is not None  # of others it is not known how long they were
             )
         return self._has_greeted
 

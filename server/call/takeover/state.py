@@ -32,6 +32,8 @@ MAX_TURN_CHARS = 1_000
 """Of what was said in one turn; the end of it is kept."""
 MAX_TOOLS = 32
 """Functions called lately that another process has to know of."""
+MAX_PARTS = 99
+"""Of a call's recording, as far as they are counted."""
 MAX_TOKEN_KINDS = 16
 COMPRESSION = 1
 """zlib's fastest: most of a state is a prompt, and the next level takes a third more time to save
@@ -173,7 +175,7 @@ class CallState:
     away: AwayState | None
     machine: MachineState | None
     """None for a call that does nothing about machines."""
-    recording_parts: Annotated[int, Meta(ge=0, le=99)]
+    recording_parts: Annotated[int, Meta(ge=0, le=MAX_PARTS)]
     outcome: Annotated[dict[Short, Any], Meta(max_length=MAX_PROPERTIES)] = field(
         default_factory=dict
     )
