@@ -70,15 +70,17 @@ class Handover:
         return self.is_elsewhere and transfer is not None and transfer.accepted
 
     @property
-    def under_way(self) -> tuple[str, str, bool] | None:
-        """To whom the carrier has taken the caller, or is about to, in words and by number; and
-        whether it has said so."""
-        transfer = self._transfer
-        if transfer is None or not self.is_elsewhere or not (transfer.asked or transfer.accepted):
+    def under_way(self) -> tuple[str, str, bool, bool] | None:
+        """To whom the carrier has taken the caller, or is about to, in words and by number; whether
+        it has said so, and whether nobody took the call there, so that the caller comes back.
+        """
+        transfer, away = self._transfer, self._conversation.stage is Stage.AWAY
+        if transfer is None or not away or not (transfer.asked or transfer.accepted):
             return None
-        return transfer.destination, transfer.number, transfer.accepted and transfer.is_sure
+        is_sure = transfer.accepted and transfer.is_sure
+        return transfer.destination, transfer.number, is_sure, transfer.outcome is not None
 
-    def go_on(self, destination: str, number: str, *, is_sure: bool) -> None:
+    def go_on(self, destination: str, number: str, *, is_sure: bool, has_failed: bool) -> None:
         """The carrier had taken the caller away when another process had the call.
 
         Args:
@@ -86,9 +88,15 @@ class Handover:
             number: Their number, E.164.
             is_sure: Whether it had said so. It is not asked again: should it have been, somebody's
                 phone would ring twice.
+            has_failed: Whether nobody took the call there, so that the caller comes back.
         """
         self._transfer = _Transfer(
-            destination, number, accepted=True, awaited=False, is_sure=is_sure
+            destination,
+            number,
+            accepted=True,
+            awaited=False,
+            is_sure=is_sure,
+            outcome=CallStatus.FAILED if has_failed else None,
         )
         self._conversation.errands.begin(self._run)
 
@@ -144,6 +152,7 @@ class Handover:
         if status in NOT_REACHED:
             transfer.outcome = status
             c.changed.set()
+            c.notes.keep_now()  # else the caller who comes back to another process is away to it
             return True
         c.end(EndReason.TRANSFERRED, transfer.destination)
         return False

@@ -760,6 +760,29 @@ async def test_a_caller_who_was_being_transferred_comes_back_to_who_has_the_call
     assert "transfer to sales has failed" in texts[0]
 
 
+async def test_a_caller_whom_nobody_took_over_is_on_the_way_back_to_whoever_has_the_call_then(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        nursery.start_soon(_give_up, call)
+        await trio.sleep(0.3)
+        away = registry.state.away
+        first.calls.update_transfer(TransferUpdate(SID, CallStatus.BUSY, wants_document=True))
+        back, in_haste = registry.state.away, registry.in_haste[-1]
+        await first.die()
+        taken = second.take_up(AGENT)
+        await wait_all_tasks_blocked()
+        await second.connect(nursery)
+        texts = [text for _, text in second.calls.model.session.texts]
+
+    assert (away.has_failed, back.has_failed, in_haste) == (False, True, True)
+    assert taken.conversation.stage is Stage.TALK
+    assert len(texts) == 1
+    assert "transfer to sales has failed" in texts[0]
+
+
 async def asked_for_a_transfer(nursery, registry, first):
     """The carrier has been asked to transfer a call, and its process is gone before it answers."""
     call, media = await on_the_line(first, nursery, AGENT)

@@ -467,6 +467,14 @@ async def test_a_caller_who_is_being_transferred_is_left_there(autojump_clock, p
     assert process.carrier.reconnected == []
 
 
+async def test_a_caller_whom_nobody_took_over_is_connected_again(autojump_clock, process, nursery):
+    process.left(away=AwayState("sales", "+15005550123", has_failed=True))
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 2.0)
+
+    assert [call_sid for call_sid, _ in process.carrier.reconnected] == [SID]
+
+
 async def test_whoever_comes_back_ends_in_silence_what_is_anothers_by_now(
     autojump_clock, process, nursery
 ):

@@ -155,7 +155,9 @@ def go_on(
     if state.away is not None:
         c.stage = Stage.AWAY
         away = state.away
-        handover.go_on(away.destination, away.number, is_sure=away.is_sure)
+        handover.go_on(
+            away.destination, away.number, is_sure=away.is_sure, has_failed=away.has_failed
+        )
     elif machine is not None and state.machine is not None and state.machine.stage == "message":
         c.stage = Stage.TO_MACHINE
     return ends_at

@@ -172,8 +172,8 @@ class Keeping:
         transcript = self._transcript(now)
         turns, told = c.notes.transcript.counts
         if (transfer := self._handover.under_way) is not None:
-            destination, number, is_sure = transfer
-            away = AwayState(bounded(destination), bounded(number), is_sure)
+            destination, number, is_sure, has_failed = transfer
+            away = AwayState(bounded(destination), bounded(number), is_sure, has_failed)
         answered_at = c.answered_at
         return {
             "kept_at": round(wall, 3),

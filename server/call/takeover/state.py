@@ -128,6 +128,8 @@ class AwayState:
     number: Short
     is_sure: bool = True
     """Whether the carrier has said that it does it; else it was about to be asked for it."""
+    has_failed: bool = False
+    """Whether nobody took the call there: the caller is on the way back."""
 
 
 @dataclass(frozen=True, slots=True)
