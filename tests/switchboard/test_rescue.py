@@ -475,6 +475,18 @@ async def test_a_caller_whom_nobody_took_over_is_connected_again(autojump_clock,
     assert [call_sid for call_sid, _ in process.carrier.reconnected] == [SID]
 
 
+async def test_a_call_of_which_the_carrier_had_said_that_it_is_over_ends_as_that_has_said(
+    autojump_clock, process, nursery
+):
+    process.left(status=CallStatus.COMPLETED)
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 2.0)
+
+    (written,) = process.kept
+    assert (written["reason"], written["status"]) == ("caller-hung-up", "completed")
+    assert process.carrier.reconnected == process.carrier.hung_up == process.carrier.asked == []
+
+
 async def test_whoever_comes_back_ends_in_silence_what_is_anothers_by_now(
     autojump_clock, process, nursery
 ):

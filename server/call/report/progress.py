@@ -27,6 +27,8 @@ class Progress:
     def go_on(self, status: CallStatus, number: int) -> None:
         """So far another process had been told."""
         self.status, self.number = status, number
+        if status.is_final:
+            self.settled.set()
 
     def update(self, update: StatusUpdate) -> bool:
         """Take a report, by a status callback or because the carrier was asked; True if it is news.

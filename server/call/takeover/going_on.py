@@ -25,6 +25,7 @@ from server.call.machine import Machine
 from server.call.report.progress import Progress
 from server.call.report.report import Report
 from server.call.takeover.state import AgentState, CallState
+from server.dialogue.endings import EndReason
 from server.dialogue.transcript import SpokenTurn
 from server.model import Standing
 
@@ -110,6 +111,8 @@ def go_on(
 
     notes = c.notes
     progress.go_on(state.status, state.sequence_number)
+    if state.status.is_final:  # and its process was gone before it could end it
+        c.end(EndReason.of_status(state.status))
     report.created_at, report.traceparent = state.created_at, state.traceparent
     notes.began_at = at(state.created_at)
     gap_s = round(now - at(state.kept_at), 3)
