@@ -35,6 +35,10 @@ CUT_OFF = aside(
     "The connection failed while you were answering the caller. Take up your answer again, or ask "
     "for the question if you do not know it."
 )
+GOODBYE_AGAIN = aside(
+    "The line was interrupted for a moment while you said goodbye. Say goodbye once more, in one "
+    "short sentence; the call then ends by itself."
+)
 
 
 def keys_pressed(keys: str) -> str:

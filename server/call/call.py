@@ -184,6 +184,7 @@ class Call:
             progress=self.progress,
             report=self.report,
             handover=self.handover,
+            farewell=self.farewell,
             machine=self._machine,
             ends_at=lambda: limit.deadline,
             state=state,
@@ -196,6 +197,7 @@ class Call:
                 report=self.report,
                 progress=self.progress,
                 handover=self.handover,
+                farewell=self.farewell,
                 machine=self._machine,
             )
             if ends_at is not None:

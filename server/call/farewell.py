@@ -43,6 +43,11 @@ class Farewell:
             c.move("goodbye")
         c.errands.begin(self._run)
 
+    @property
+    def is_the_agents(self) -> bool:
+        """Whether the agent says its own, and the call ends when that was heard."""
+        return self._agents_own
+
     def leave_it_to_the_agent(self, reason: EndReason) -> bool:
         """End the call when the agent's own farewell was heard; False if it ends already."""
         c = self._conversation

@@ -866,6 +866,28 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
     assert "voicemail system is recording" in texts[0]
 
 
+async def test_a_goodbye_is_said_again_and_the_call_then_ends_as_its_agent_wanted(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (_, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        call.hang_up_when_heard()
+        call.conversation.notes.keep_now()
+        await first.die()
+        taken = second.take_up(AGENT)
+        again = await second.connect(nursery)
+        goes_on = taken.end_reason is None
+        await says(second, again, 2, "Goodbye.")
+        await taken.finished.wait()
+
+    ((_, told),) = second.calls.model.session.texts
+    assert goes_on
+    assert "Say goodbye once more" in told
+    assert taken.end_reason is EndReason.AGENT_HUNG_UP
+    assert second.carrier.hung_up == [SID]
+
+
 async def test_a_greeting_of_which_little_was_heard_is_to_be_said_however_often_a_call_is_taken_up(
     autojump_clock, nursery
 ):

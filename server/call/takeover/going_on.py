@@ -20,6 +20,7 @@ from server.agent.outcome import (
 )
 from server.agent.tool import Tool
 from server.call.conversation import Conversation, Stage
+from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.machine import Machine
 from server.call.report.progress import Progress
@@ -96,6 +97,7 @@ def go_on(
     progress: Progress,
     report: Report,
     handover: Handover,
+    farewell: Farewell,
     machine: Machine | None,
 ) -> float | None:
     """Put a new call where another process has left it: its line is lost, and may come back.
@@ -163,6 +165,8 @@ def go_on(
         )
     elif machine is not None and state.machine is not None and state.machine.stage == "message":
         c.stage = Stage.TO_MACHINE
+    if state.is_leaving:
+        farewell.leave_it_to_the_agent(EndReason.AGENT_HUNG_UP)
     return ends_at
 
 
@@ -174,6 +178,8 @@ def first_words_of(c: Conversation, state: CallState) -> str | None:
     """
     if state.answered_at is None:
         return None
+    if c.stage is Stage.FAREWELL:
+        return phrases.GOODBYE_AGAIN
     if c.stage is not Stage.TALK:
         return ""  # it is told when they are back, or what to leave on the machine
     if not state.greeted:

@@ -15,6 +15,7 @@ import trio
 
 from server.agent.agent import Agent
 from server.call.conversation import Conversation, Stage
+from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.machine import Machine
 from server.call.report.progress import Progress
@@ -55,6 +56,7 @@ class Keeping:
         progress: How far the call has come.
         report: When it began, and what it costs.
         handover: Whether the carrier has the caller.
+        farewell: Whether the agent has hung up.
         machine: Who has answered; None for a call that does nothing about machines.
         ends_at: Says until when the call may last at the longest.
         state: Where another process has left it; None for a call that begins.
@@ -68,6 +70,7 @@ class Keeping:
         progress: Progress,
         report: Report,
         handover: Handover,
+        farewell: Farewell,
         machine: Machine | None,
         ends_at: Callable[[], float],
         state: CallState | None,
@@ -77,6 +80,7 @@ class Keeping:
         self._progress = progress
         self._report = report
         self._handover = handover
+        self._farewell = farewell
         self._machine = machine
         self._ends_at = ends_at
         self._writer = StateWriter()
@@ -198,6 +202,7 @@ class Keeping:
             ],
             "away": away,
             "machine": self._machine_state(),
+            "is_leaving": self._farewell.is_the_agents,
             "outcome": {} if c.notes.outcome is None else dict(c.notes.outcome.values),
             "recording_parts": min(self._recording_parts(), MAX_PARTS),
         }

@@ -186,6 +186,8 @@ class CallState:
     """How many turns there were before those of the transcript."""
     turns_told: Count | None = None
     """Of how many in all was told; None, from an older program, for all of them."""
+    is_leaving: bool = False
+    """Whether the agent has hung up: the call ends when its goodbye was heard."""
 
     def encode(self) -> bytes:
         """Write it down, in about 2.5 kB; who writes it again and again has a :class:`StateWriter`.
