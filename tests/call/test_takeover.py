@@ -932,6 +932,25 @@ async def test_a_process_that_does_not_record_leaves_the_parts_of_those_before_i
     assert parts == [1, 1, 2]
 
 
+async def test_what_a_process_was_held_up_is_time_on_the_line_for_the_next_one(
+    autojump_clock, nursery, monkeypatch
+):
+    missed, began = [0.0], time.time() - trio.current_time()
+    monkeypatch.setattr("server.call.report.report.missed_s", lambda: missed[0])
+    monkeypatch.setattr(time, "time", lambda: began + trio.current_time() + missed[0])
+    async with two(nursery) as (_, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        missed[0] += 5.0  # of the world's time, and none of trio's
+        call.conversation.notes.keep_soon()
+        before_s = call.duration_s
+        await first.die()
+        after_s = second.take_up(AGENT).duration_s
+
+    assert before_s > 6.0
+    assert after_s == pytest.approx(before_s, abs=0.01)
+
+
 # --- Whether it may
 
 

@@ -178,11 +178,11 @@ class Keeping:
         if (transfer := self._handover.under_way) is not None:
             destination, number, is_sure, has_failed = transfer
             away = AwayState(bounded(destination), bounded(number), is_sure, has_failed)
-        answered_at = c.answered_at
+        is_answered = c.answered_at is not None
         return {
             "kept_at": round(wall, 3),
-            "answered_at": None if answered_at is None else round(wall - now + answered_at, 3),
-            "ends_at": None if answered_at is None else round(wall - now + self._ends_at(), 3),
+            "answered_at": round(wall - self._report.duration_s(now), 3) if is_answered else None,
+            "ends_at": round(wall - now + self._ends_at(), 3) if is_answered else None,
             "status": self._progress.status,
             "sequence_number": self._progress.number,
             "turn": max(session.turn, c.agent_turn),
