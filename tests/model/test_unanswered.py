@@ -66,6 +66,58 @@ def test_silence_alone_is_not_said_again_but_what_waits_is_always_said() -> None
     assert b"".join(take_all(kept)) == b"".join(silent(n) for n in range(100, 110))  # type: ignore[arg-type]
 
 
+def test_words_are_said_again_without_the_silence_before_and_after_them() -> None:
+    kept = UnansweredInput()
+    for n in range(50):
+        kept.put(silent(n))
+    kept.put("The line was interrupted.")
+    for n in range(50, 100):
+        kept.put(silent(n))
+    take_all(kept)
+
+    repeated = kept.rewind(resumed=True)
+
+    assert repeated == 0
+    assert take_all(kept) == ["The line was interrupted."]
+    kept.answered(kept.sent_up_to())
+    kept.rewind(resumed=True)
+    assert take_all(kept) == []
+
+
+def test_a_question_after_words_is_said_again_without_the_silence_between_them() -> None:
+    kept = UnansweredInput()
+    kept.put("The line was interrupted.")
+    for n in range(100):
+        kept.put(silent(n))
+    question = [loud(n) for n in range(100, 150)]
+    for chunk in question:
+        kept.put(chunk)
+    take_all(kept)
+
+    repeated = kept.rewind(resumed=True)
+    words, *again = take_all(kept)
+
+    assert words == "The line was interrupted."
+    assert b"".join(again) == b"".join([silent(n) for n in range(85, 100)] + question)  # type: ignore[arg-type]
+    assert repeated == 65 * CHUNK_BYTES
+
+
+def test_silence_that_is_not_said_again_takes_no_room() -> None:
+    kept = UnansweredInput(max_kept_s=1.0)
+    for _ in range(10):
+        kept.put("The line was interrupted.")
+        for n in range(40):
+            kept.put(silent(n))
+        take_all(kept)
+        kept.rewind(resumed=True)
+    for n in range(50):
+        kept.put(loud(n))
+    take_all(kept)
+
+    assert kept.rewind(resumed=True) == 50 * CHUNK_BYTES
+    assert kept.lost_bytes == 0
+
+
 def test_an_answered_question_is_not_said_again() -> None:
     kept = UnansweredInput()
     kept.put(loud(1))

@@ -170,7 +170,8 @@ class UnansweredInput:
         self._remembered = max(self._remembered, position)
 
     def rewind(self, *, resumed: bool) -> int:
-        """Say again to a new connection what it does not know, but not the silence before it.
+        """Say again to a new connection what it does not know, but not the silence before the first
+        sound, be it before words that it has to know, or after them.
 
         Returns:
             Bytes of caller audio that will be sent once more.
@@ -184,16 +185,21 @@ class UnansweredInput:
         while self._sent and self._sent[-1][0] > start:
             again.appendleft(self._sent.pop())
             self._word_bytes -= word_bytes(again[0][1])
-        before_bytes = 0
-        while again and audio_bytes(again[0][1]) and not is_loud(again[0][1]):
-            self._sent.append(again.popleft())
-        while self._sent and again and before_bytes < PRE_ROLL_S * PCM_BYTES_PER_S:
-            number, content = self._sent[-1]
+        quiet: deque[tuple[int, Input]] = deque()  # and words
+        while again and not is_sound(again[0][1]):
+            quiet.append(again.popleft())
+        while quiet and audio_bytes(quiet[0][1]):
+            self._sent.append(quiet.popleft())
+        words = [item for item in quiet if not audio_bytes(item[1])]
+        before, before_bytes = quiet if words else self._sent, 0
+        while before and again and before_bytes < PRE_ROLL_S * PCM_BYTES_PER_S:
+            number, content = before[-1]
             if number <= start or not audio_bytes(content):
                 break
             before_bytes += audio_bytes(content)
-            again.appendleft(self._sent.pop())
-        self._waiting[:0] = again
+            again.appendleft(before.pop())
+        self._audio_bytes -= sum(audio_bytes(content) for _, content in quiet)
+        self._waiting[:0] = [*words, *again]
         return sum(audio_bytes(content) for _, content in again)
 
     def sounded_within(self, lag_s: float) -> bool:
@@ -240,6 +246,11 @@ class UnansweredInput:
             self._audio_bytes -= size
         else:
             self._word_bytes -= word_bytes(content)
+
+
+def is_sound(content: Input) -> bool:
+    """Whether this may be of a turn of the caller's: neither silence nor words."""
+    return isinstance(content, Edge) or (audio_bytes(content) > 0 and is_loud(content))
 
 
 def is_loud(content: Input) -> bool:
