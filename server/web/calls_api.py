@@ -48,7 +48,7 @@ from server.web.api import (
     refusal,
     retry_after,
 )
-from server.web.elsewhere import Elsewhere, worker_lost
+from server.web.elsewhere import LOOK_UP_S, Elsewhere, worker_lost
 from server.web.once import MAX_KEY_CHARS, Once
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -294,7 +294,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     async def get_call(call_sid: str) -> Any:
         """One call: state, reason, timings, transcript, tokens, cost, timeline."""
         try:
-            theirs, holding = await elsewhere.look_up(call_sid)
+            theirs, holding = await elsewhere.look_up(call_sid, timeout_s=LOOK_UP_S)
         except RegistryAway:
             if (record := await service.calls.register.record(call_sid)) is not None:
                 return record  # it is over, wherever it was
@@ -360,7 +360,8 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     @may_fail(401, 404, 503)
     async def hang_up(call_sid: str) -> Any:
         """End a call; one that is already over stays as it ended."""
-        theirs, holding = await elsewhere.look_up(call_sid)
+        ends_s = 2 * service.settings.close_timeout_s
+        theirs, holding = await elsewhere.look_up(call_sid, timeout_s=LOOK_UP_S + ends_s)
         if theirs is not None:
             return theirs
         register = service.calls.register
@@ -370,7 +371,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         if call is None:  # long over, or never heard of
             return await kept(call_sid, holding)
         call.end(EndReason.HUNG_UP)
-        with trio.move_on_after(2 * service.settings.close_timeout_s):
+        with trio.move_on_after(ends_s):
             await call.finished.wait()
         return call.record(full=False).as_dict()
 

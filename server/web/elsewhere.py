@@ -41,6 +41,8 @@ ASKED_AT_ONCE = 20
 """Of all who are asked the same; the others wait for their turn."""
 LIST_TIMEOUT_S = 2.0
 """For others to say which calls they have; one that is gone shall not hold the list up."""
+LOOK_UP_S = 5.0
+"""For a call's process to say what it knows of the call: one that is stopped says nothing."""
 KNOWS_S = 2.0
 """For others to say whether they know a call, while nobody can say whose it is."""
 TAKEOVER_ASK_S, QUIET_ASK_S = 1.2, 0.5

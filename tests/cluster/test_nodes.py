@@ -425,6 +425,25 @@ async def test_a_call_that_its_owner_does_not_know_is_nobodys_only_if_it_is_over
     assert [answer.status_code for answer in answers] == [404 if is_over else 503] * 2
 
 
+async def test_who_asks_for_a_call_does_not_wait_for_a_machine_that_says_nothing(monkeypatch):
+    async with two_nodes(monkeypatch, Store()) as (first, second):
+        call_sid, _ = await live_call(second)
+        over = trio.Event()
+
+        async def stopped(call_sid: str) -> None:
+            await over.wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(second.service.calls.register, "record", stopped)
+            patch.setattr("server.web.calls_api.LOOK_UP_S", 0.2)
+            with trio.fail_after(PATIENCE_S):
+                answer = await first.http.get(f"/calls/{call_sid}")
+        over.set()
+        await second.http.post(f"/calls/{call_sid}/hang-up")
+
+    assert (answer.status_code, answer.json()["error"]) == (503, "registry-away")
+
+
 async def test_a_call_that_became_ours_unnoticed_goes_on_here(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):
