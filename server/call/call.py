@@ -492,7 +492,8 @@ class Call:
             with self._guarded("ear"):
                 c.ear.close()
             with self._guarded("costs"):
-                self.report.count_costs(now)
+                if c.end_reason is not EndReason.MOVED:  # else whoever has it counts all of them
+                    self.report.count_costs(now)
             with self._guarded("metrics"):
                 self.report.count_end(c.metrics, c.end_reason or EndReason.ERROR)
             with self._guarded("log"):

@@ -1017,6 +1017,27 @@ async def test_a_call_that_is_anothers_by_now_ends_in_silence(autojump_clock, nu
     assert media.closed[0] == 1001
 
 
+async def test_what_a_call_has_cost_is_counted_by_whoever_has_it_in_the_end(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (_, first, second):
+        call, _ = await on_the_line(first, nursery, AGENT)
+        first.calls.model.session.event(Usage({"AUDIO": 900}, {"AUDIO": 100}, 1_000, turn=1))
+        call.conversation.notes.keep_soon()
+        taken = second.take_up(AGENT)
+        await second.connect(nursery)
+        for each in (call, taken):
+            each.end(EndReason.HUNG_UP)
+            await each.finished.wait()
+        counted = [
+            process.calls.metrics.tokens.labels("prompt", "audio")._value.get()
+            for process in (first, second)
+        ]
+
+    assert call.end_reason is EndReason.MOVED
+    assert counted == [0, 900]
+
+
 async def test_the_stop_of_a_stream_that_another_has_taken_away_is_no_hang_up(
     autojump_clock, nursery
 ):
