@@ -40,6 +40,11 @@ class Machine:
         """What the carrier said about who has answered."""
         return self._signs.answered_by
 
+    @property
+    def was_told(self) -> bool:
+        """Whether the model has said that it is a machine."""
+        return self._signs.was_told
+
     # -- signs -----------------------------------------------------------------------------
 
     def report(self, verdict: MachineVerdict) -> None:
@@ -84,11 +89,13 @@ class Machine:
         self._playing.cut(turn, at, by="model")
         self._conversation.changed.set()
 
-    def go_on(self, answered_by: AnsweredBy | None, *, is_over: bool) -> None:
+    def go_on(self, answered_by: AnsweredBy | None, *, is_over: bool, was_told: bool) -> None:
         """So much another process knew of it."""
         self.is_over = is_over
         if answered_by is not None:
             self._signs.verdict(answered_by, trio.current_time())
+        if was_told:
+            self._signs.told(trio.current_time())
 
     # -- what follows ----------------------------------------------------------------------
 

@@ -866,6 +866,28 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
     assert "voicemail system is recording" in texts[0]
 
 
+async def test_a_message_is_left_though_only_a_process_before_knew_of_the_machine(
+    autojump_clock, nursery
+):
+    options = CallOptions(
+        voicemail=VoicemailPolicy.LEAVE_MESSAGE, media_timeout_s=600.0, greeting_protect_s=0.0
+    )
+    async with two(nursery, options=options) as (registry, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        call.report_voicemail()  # and the announcement goes on
+        call.conversation.notes.keep_now()
+        kept = registry.state.machine
+        await first.die()
+        second.take_up(AGENT)
+        await second.connect(nursery)
+        await trio.sleep(4.0)
+        texts = [text for _, text in second.calls.model.session.texts]
+
+    assert (kept.stage, kept.was_told) == ("open", True)
+    assert "voicemail system is recording" in texts[-1]
+
+
 async def test_a_goodbye_is_said_again_and_the_call_then_ends_as_its_agent_wanted(
     autojump_clock, nursery
 ):

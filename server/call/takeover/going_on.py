@@ -129,7 +129,8 @@ def go_on(
     notes.timings.caller_audio_s = costs.caller_audio_s
     c.playout.heard_before(costs.agent_audio_s)
     if machine is not None and state.machine is not None:
-        machine.go_on(state.machine.answered_by, is_over=state.machine.stage == "over")
+        left = state.machine
+        machine.go_on(left.answered_by, is_over=left.stage == "over", was_told=left.was_told)
     if state.answered_at is None or state.ends_at is None:
         return None
     c.agent_turn = c.finished_turn = c.heard_out = state.turn

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import msgspec
 import structlog
@@ -267,9 +268,10 @@ class Keeping:
     def _machine_state(self) -> MachineState | None:
         if (machine := self._machine) is None:
             return None
+        stage: Literal["open", "message", "over"] = "over" if machine.is_over else "open"
         if self._conversation.stage is Stage.TO_MACHINE:
-            return MachineState(machine.answered_by, "message")
-        return MachineState(machine.answered_by, "over" if machine.is_over else "open")
+            stage = "message"
+        return MachineState(machine.answered_by, stage, machine.was_told)
 
 
 @dataclass(frozen=True, slots=True)

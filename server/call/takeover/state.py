@@ -138,6 +138,8 @@ class MachineState:
 
     answered_by: AnsweredBy | None
     stage: Literal["open", "message", "over"]
+    was_told: bool = False
+    """Whether the model has said that it is a machine."""
 
 
 @dataclass(frozen=True, slots=True)
