@@ -55,6 +55,7 @@ class Machine:
         self._conversation.notes.note(
             "answered by", who=verdict.answered_by.value, took_s=verdict.took_s
         )
+        self._conversation.notes.keep_soon()  # it is said once
         self._conversation.changed.set()
 
     def told(self) -> None:
@@ -120,8 +121,7 @@ class Machine:
         else:
             return
         if finding is Finding.PERSON:
-            c.notes.note("a person after all")
-            self.is_over = True
+            self._is_person()
         elif finding is Finding.FAX or c.options.voicemail is VoicemailPolicy.HANG_UP:
             c.end(EndReason.VOICEMAIL, "hung up")
         elif c.may("machine"):
@@ -149,12 +149,17 @@ class Machine:
             c.end(EndReason.VOICEMAIL, "message left" if left else "no message left")
             return
         # Whoever answers a message is not a machine.
-        note("a person after all")
-        self.is_over = True
+        self._is_person()
         if c.may("person"):
             c.move("person")
             c.turns.ask(Awaited.ANSWER, trio.current_time())
             c.session.send_text(phrases.NOT_A_MACHINE)
+
+    def _is_person(self) -> None:
+        """Whatever the carrier says: nobody who goes on with the call is to hang up on them."""
+        self._conversation.notes.note("a person after all")
+        self.is_over = True
+        self._conversation.notes.keep_soon()
 
     async def _message_heard(self) -> bool:
         """Wait until the message has been played to its end.

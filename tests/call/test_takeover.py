@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
+from codec.ear import SpeechEnded, SpeechStarted
 from server.agent.agent import Agent
 from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
@@ -864,6 +865,32 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
     assert taken.conversation.stage is Stage.TO_MACHINE
     assert len(texts) == 1
     assert "voicemail system is recording" in texts[0]
+
+
+async def test_who_has_answered_is_kept_as_soon_as_it_is_known(autojump_clock, nursery):
+    options = CallOptions(
+        voicemail=VoicemailPolicy.HANG_UP, media_timeout_s=600.0, greeting_protect_s=0.0
+    )
+    async with two(nursery, options=options) as (registry, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        before = registry.state.machine
+        call.report_machine(MachineVerdict(SID, AnsweredBy.MACHINE_END_SILENCE, 3.0))
+        reported = registry.state.machine
+        said_at = trio.current_time()
+        call._machine.heard(SpeechStarted(said_at + 0.1), said_at + 0.1)
+        call._machine.heard(SpeechEnded(said_at + 0.9, 0.8, said_at + 1.0), said_at + 1.0)
+        await wait_all_tasks_blocked()
+        spoken = registry.state.machine
+        await first.die()
+        taken = second.take_up(AGENT)
+        await second.connect(nursery)
+        await trio.sleep(10.0)
+
+    assert (before.answered_by, before.stage) == (None, "open")
+    assert (reported.answered_by, reported.stage) == (AnsweredBy.MACHINE_END_SILENCE, "open")
+    assert spoken.stage == "over"
+    assert taken.end_reason is None
 
 
 async def test_a_message_is_left_though_only_a_process_before_knew_of_the_machine(
