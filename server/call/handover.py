@@ -148,7 +148,8 @@ class Handover:
         """The carrier says how the transfer stands; True if the caller is to come back."""
         c, transfer = self._conversation, self._transfer
         if transfer is None or c.stage is not Stage.AWAY:
-            return c.line is not None and status in NOT_REACHED  # said twice
+            # Said twice, or to a process that knows nothing of it: the caller is there.
+            return status in NOT_REACHED and (c.line is not None or c.is_lost)
         if status in NOT_REACHED:
             transfer.outcome = status
             c.changed.set()

@@ -17,7 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from server.agent.agent import Agent
 from server.call.options import CallOptions
 from server.call.takeover.state import AwayState, CallState
-from server.carrier import CallStatus, StatusUpdate
+from server.carrier import CallStatus, StatusUpdate, TransferUpdate
 from server.carrier.webhooks import ConnectStream
 from server.cluster.choosing import suspects
 from server.cluster.cluster import Cluster
@@ -473,6 +473,18 @@ async def test_a_caller_whom_nobody_took_over_is_connected_again(autojump_clock,
     await trio.sleep(SETTLE_S + 2.0)
 
     assert [call_sid for call_sid, _ in process.carrier.reconnected] == [SID]
+
+
+async def test_a_caller_comes_back_to_a_process_that_knows_nothing_of_a_transfer(
+    autojump_clock, process, nursery
+):
+    call = await process.rescue.take(SID, process.left())
+    busy = TransferUpdate(SID, CallStatus.BUSY, wants_document=True)
+    reply = process.calls.update_transfer(busy)
+    assert isinstance(reply, ConnectStream)
+    await on_stream(process, nursery, reply.ticket)
+
+    assert call.conversation.line is not None
 
 
 async def test_a_call_of_which_the_carrier_had_said_that_it_is_over_ends_as_that_has_said(
