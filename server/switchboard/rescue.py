@@ -453,12 +453,10 @@ class Rescue:
                 if await call.fence.is_ours() is not None:
                     break
                 await trio.sleep(pause_s)
-            await call.fence.reconnect(call.call_sid, ticket)
-        except CallNotInProgress:
             try:
+                await call.fence.reconnect(call.call_sid, ticket)
+            except CallNotInProgress:  # it is over, or still rings
                 self._calls.update_status(await carrier.fetch_status(call.call_sid))
-            except CarrierError as error:
-                call.end(EndReason.CALLER_GONE, str(error))
         except CarrierError as error:
             # It may have been done all the same; else the call ends when no stream comes.
             logger.warning("call not connected again", call_sid=call.call_sid, error=str(error))

@@ -457,6 +457,24 @@ async def test_a_call_that_was_hung_up_meanwhile_ends_as_the_carrier_says(
     assert process.store.states[SID] == b""
 
 
+async def test_a_call_that_rings_is_not_given_up_because_the_carrier_cannot_say_so(
+    autojump_clock, process, nursery
+):
+    process.left(
+        direction="outbound", answered_at=None, ends_at=None, status=CallStatus.RINGING,
+        transcript=(), first_audio_s=None,
+    )  # fmt: skip
+    process.carrier.reconnect = over
+    process.carrier.fetch_failures = [CarrierError("too many requests", status=429)]
+    nursery.start_soon(process.rescue.run)
+    await trio.sleep(SETTLE_S + 2.0)
+
+    (call,) = process.calls.register.live
+    assert process.carrier.fetch_failures == []
+    assert call.end_reason is None
+    assert process.carrier.hung_up == []
+
+
 async def test_a_caller_who_is_being_transferred_is_left_there(autojump_clock, process, nursery):
     process.left(away=AwayState("sales", "+15005550123"))
     nursery.start_soon(process.rescue.run)
