@@ -8,16 +8,21 @@ from functools import partial
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
 from server.app import create_app
+from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
+from server.model import AgentTranscript, CallerTranscript, PastTurn
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.model.lasting.plan import MAX_DELAY_S
 from server.settings.accounts import DeveloperAccount
 from server.settings.settings import Settings
 from server.simulators.gemini import MODEL_SCRIPTS, Drop, GeminiSimulator, ModelScript
+from tests.support.calls_on_a_rig import SECOND_PCM
+from tests.support.calls_on_a_rig import Rig as MemoryRig
 from tests.support.rig import calling
 from tests.support.serving import serving
 
@@ -238,3 +243,20 @@ def test_without_a_setting_there_is_no_fallback():
     accounts._use_gemini(DeveloperAccount("a-key"), "ws://127.0.0.1:9")
 
     assert accounts.model._services[1] is None
+
+
+async def test_a_new_session_is_not_told_as_said_what_was_only_written_yet(autojump_clock, nursery):
+    rig = MemoryRig()
+    nursery.start_soon(rig.call.run)
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    await wait_all_tasks_blocked()
+    rig.session.event(AgentTranscript("Good morning.", 1))
+    rig.audio(SECOND_PCM, 1)
+    await trio.sleep(1.0)
+    rig.session.event(CallerTranscript("When do you open?"))
+    rig.session.event(AgentTranscript("At six.", 2))
+    told = rig.call.conversation.history()
+    rig.call.end(EndReason.HUNG_UP)
+    await rig.call.finished.wait()
+
+    assert told == [PastTurn("agent", "Good morning."), PastTurn("caller", "When do you open?")]

@@ -438,6 +438,23 @@ async def test_a_call_goes_on_where_its_process_has_left_it(autojump_clock, nurs
     assert second.carrier.hung_up == [SID]
 
 
+async def test_the_model_is_not_told_that_was_heard_of_which_only_the_words_had_come(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (_, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.event(AgentTranscript("We open at six.", 2))
+        call.conversation.notes.keep_soon()
+        await first.die()
+        second.take_up(AGENT)
+        await second.connect(nursery)
+
+    ((_, told),) = second.calls.model.session.texts
+    assert "Good morning." in told
+    assert "six" not in told
+
+
 async def test_a_call_that_goes_on_keeps_its_agent_by_name(autojump_clock, nursery):
     ours = replace(AGENT, name="desk", settings=Settings.load(_env_file=None, silence_prompts=9))
     known = {"desk": replace(ours, prompt="Be long.")}

@@ -185,7 +185,8 @@ def first_words_of(c: Conversation, state: CallState) -> str | None:
         return ""  # it is told when they are back, or what to leave on the machine
     if not state.greeted:
         return None
-    heard = next((turn.text for turn in reversed(state.transcript) if turn.speaker == "agent"), "")
+    said = (turn.text for turn in reversed(state.transcript) if turn.speaker == "agent")
+    heard = next(filter(None, said), "")
     return phrases.taken_up(
         heard,
         interrupted=_names(tool.name for tool in state.tools if not tool.is_done),

@@ -241,7 +241,8 @@ class Keeping:
 
     def _turn(self, turn: SpokenTurn) -> bytes:
         c = self._conversation
-        has_words = c.options.transcripts
+        is_heard = turn.speaker == "caller" or turn.heard_s is not None  # else it is ahead of it
+        has_words = c.options.transcripts and is_heard
         return msgspec.json.encode(
             TurnState(
                 turn.speaker,
