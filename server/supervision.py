@@ -37,7 +37,15 @@ class Restarts:
 
     def __init__(self) -> None:
         self._backoff = Backoff(*RESTART_PAUSE_S)
+        self._shortage = Backoff(*RESTART_PAUSE_S)
         self._soon_deaths = 0
+
+    def not_started(self) -> float:
+        """The system had nothing to start a process with: returns the pause before the next try.
+
+        It is never given up: the processes that there are have calls, and need nothing of that.
+        """
+        return self._shortage.next_s()
 
     def after(self, lived_s: float) -> float | None:
         """A process has ended: returns the pause before another is started, None to give up.
@@ -45,6 +53,7 @@ class Restarts:
         Args:
             lived_s: For how long it has served.
         """
+        self._shortage.reset()
         if lived_s >= STEADY_S:
             self._soon_deaths = 0
             self._backoff.reset()

@@ -99,3 +99,14 @@ def test_a_process_that_has_served_for_long_is_replaced_soon_and_forgives_those_
     pauses = [restarts.after(lived_s) for lived_s in (STEADY_S, 0.0)]
 
     assert pauses == pytest.approx([0.2, 0.4])
+
+
+def test_a_process_that_cannot_be_started_is_tried_again_for_ever():
+    restarts = Restarts()
+
+    pauses = [restarts.not_started() for _ in range(3 * MAX_SOON_DEATHS)]
+    restarts.after(lived_s=STEADY_S)
+
+    assert pauses[:3] == pytest.approx([0.2, 0.4, 0.8])
+    assert pauses[-1] == RESTART_PAUSE_S[1]
+    assert restarts.not_started() == RESTART_PAUSE_S[0]

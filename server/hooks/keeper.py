@@ -12,7 +12,8 @@ A worker hears from hypercorn itself when it is to stop, and what hypercorn send
 passed on. hypercorn waits for the end of a pipe that both hold: a keeper that is killed leaves a
 worker that serves as before, unkept. A keeper has no thread, no event loop and no logger, so
 forking is safe; what it shares with its worker costs no memory. Linux only: elsewhere, and with
-one worker, hypercorn's own child serves.
+one worker, hypercorn's own child serves. Where the system has nothing to fork with, the keeper
+waits: the other workers have calls.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from dataclasses import dataclass
 from types import FrameType
 
 from server.hooks.stopping import hang_up, in_main_thread
+from server.logs.output import write_if_taken
 from server.supervision import Restarts
 
 SIGNALLED_STATUS = 128
 """Plus its number: the status of a process that a signal has ended, as a shell has it."""
+CANNOT_START = b"offhook: a process of this server cannot be started: %s\n"
+GAVE_UP = b"offhook: one worker after another died soon: the whole server is to stop\n"
 _TIME = struct.Struct("d")
 
 
@@ -92,8 +96,16 @@ def keep_worker(count: int) -> None:
     gc.freeze()  # or the first collection in a worker would copy every page
     restarts, has_served = Restarts(), False
     while True:
-        ours, theirs = os.pipe()
-        if (worker := os.fork()) == 0:
+        try:
+            worker, ours, theirs = _fork()
+        except OSError as error:
+            if not has_served:
+                raise
+            write_if_taken(sys.stderr.fileno(), CANNOT_START % str(error).encode())
+            if signal.sigtimedwait(stops, restarts.not_started()) is not None:
+                os._exit(0)
+            continue
+        if worker == 0:
             os.close(ours)
             kept.pipe = theirs
             # The others wait until somebody is here to take them: StopSignals.
@@ -109,12 +121,26 @@ def keep_worker(count: int) -> None:
         lived_s = time.monotonic() - _TIME.unpack(served_from)[0] if served_from else 0.0
         pause_s = restarts.after(lived_s)
         if pause_s is None:
-            message = "offhook: one worker after another died soon: the whole server is to stop\n"
-            os.write(sys.stderr.fileno(), message.encode())
+            write_if_taken(sys.stderr.fileno(), GAVE_UP)
             os._exit(status)
         if signal.sigtimedwait(stops, pause_s) is not None:
             os._exit(0)
         kept.replaces = status
+
+
+def _fork() -> tuple[int, int, int]:
+    """Fork: the child's number, 0 in the child, and the two ends of a pipe to it.
+
+    Raises:
+        OSError: The system has nothing to do it with.
+    """
+    ours, theirs = os.pipe()
+    try:
+        return os.fork(), ours, theirs
+    except OSError:
+        os.close(ours)
+        os.close(theirs)
+        raise
 
 
 def _wait_end(worker: int) -> tuple[int, bool]:

@@ -122,14 +122,8 @@ class Queue:
 
     def _write_without_thread(self, fd: int, data: bytes) -> None:
         """Write where that cannot block."""
-        with suppress(OSError):
-            for start in range(0, len(data), WRITE_BYTES):
-                if self._hangs or not _takes_more(fd, 0.0):
-                    break
-                os.write(fd, data[start : start + WRITE_BYTES])
-            else:
-                return
-        self.dropped += _lines_of(data)
+        if self._hangs or not write_if_taken(fd, data):
+            self.dropped += _lines_of(data)
 
     # -- the thread ------------------------------------------------------------------------
 
@@ -213,6 +207,17 @@ def _write(fd: int, data: bytes) -> bool:
     except OSError:
         return False
     return True
+
+
+def write_if_taken(fd: int, data: bytes) -> bool:
+    """Write in this thread as much as is taken without a wait; False if that was not all of it."""
+    with suppress(OSError):
+        for start in range(0, len(data), WRITE_BYTES):
+            if not _takes_more(fd, 0.0):
+                return False
+            os.write(fd, data[start : start + WRITE_BYTES])
+        return True
+    return False
 
 
 def _takes_more(fd: int, timeout_s: float | None) -> bool:

@@ -173,7 +173,15 @@ class Master:
     async def _keep_one(self, listener: socket.socket, index: int) -> None:
         restarts = Restarts()
         while not self._is_ending:
-            lived_s, status = await self._run_one(listener, index)
+            try:
+                lived_s, status = await self._run_one(listener, index)
+            except OSError as error:
+                logger.error("a process of this server cannot be started", error=str(error))  # noqa: TRY400
+                if not self._has_served:
+                    raise _NeverStarted(1) from error
+                # The others have calls, and need nothing of what is short just now.
+                await self._pause(restarts.not_started())
+                continue
             if self._is_ending:
                 return
             if not self._has_served:
@@ -184,22 +192,24 @@ class Master:
                 self._gave_up = True
                 self._stopping.set()
                 return
-            with trio.move_on_after(pause_s):
-                await first_of(self._stopping.wait, self._relieved.wait)
+            await self._pause(pause_s)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait so long, or until no process is started any more."""
+        with trio.move_on_after(pause_s):
+            await first_of(self._stopping.wait, self._relieved.wait)
 
     @property
     def _is_ending(self) -> bool:
         return self._stopping.is_set() or self._relieved.is_set()
 
     async def _run_one(self, listener: socket.socket, index: int) -> tuple[float, int]:
-        """Start a process and wait for its end: how long it has served, and its exit status."""
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=work, args=(listener, self._overrides, self._count, index, theirs)
-        )
-        with signals_held_back(*STOP):
-            process.start()
-        theirs.close()
+        """Start a process and wait for its end: how long it has served, and its exit status.
+
+        Raises:
+            OSError: The system has nothing to start one with.
+        """
+        process, ours = self._start_one(listener, index)
         self._processes.add(process)
         self._wires.add(ours)
         lived_s = 0.0
@@ -228,6 +238,21 @@ class Master:
             self._wires.discard(ours)
             ours.close()
         return lived_s, process.exitcode or 0
+
+    def _start_one(self, listener: socket.socket, index: int) -> tuple[BaseProcess, Connection]:
+        """Start a process; what it is told, and tells us, goes through the connection."""
+        ours, theirs = self._context.Pipe()
+        with theirs:
+            process = self._context.Process(
+                target=work, args=(listener, self._overrides, self._count, index, theirs)
+            )
+            try:
+                with signals_held_back(*STOP):
+                    process.start()
+            except BaseException:
+                ours.close()
+                raise
+        return process, ours
 
     async def _stop_one(self, process: BaseProcess) -> None:
         await self._stopping.wait()

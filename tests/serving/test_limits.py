@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,7 +12,13 @@ import httpx2
 import pytest
 import trio
 
-from tests.support.processes import NEVER_HANGS_UP, ServerProcess, server_process
+from tests.support.processes import (
+    NEVER_HANGS_UP,
+    TWO_PROCESSES,
+    ServerProcess,
+    parent_of,
+    server_process,
+)
 
 if sys.platform != "win32":
     import resource
@@ -88,6 +96,12 @@ async def test_with_few_descriptors_fewer_calls_are_taken_and_all_of_them_talk(t
     assert fitting["taken"] >= len(placed)
 
 
+async def wait_said(output: Path, words: str) -> None:
+    """Wait until a server has said this."""
+    while words not in await trio.Path(output).read_text():  # noqa: ASYNC110
+        await trio.sleep(0.05)
+
+
 def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
@@ -121,3 +135,31 @@ async def test_with_little_memory_calls_are_refused_before_any_is_lost(tmp_path)
     assert (ready.status_code, ready.json()["reason"]) == (503, "memory")
     assert ready.json()["live_calls"] == len(placed) + 1
     assert alive.status_code == 200
+
+
+@pytest.mark.parametrize("command", list(TWO_PROCESSES))
+async def test_a_process_that_cannot_be_replaced_yet_costs_the_others_no_call(
+    tmp_path, kept_output, command
+):
+    async with server_process(
+        tmp_path, command, output=kept_output.fileno(), calls_per_s=1000, max_loop_lag_s=60
+    ) as server:
+        await server.both_ready()
+        phones = [await server.talking_call() for _ in range(2)]
+        victim, other = server.workers()
+        starter = parent_of(victim)
+        before = resource.prlimit(starter, resource.RLIMIT_NOFILE)
+        resource.prlimit(starter, resource.RLIMIT_NOFILE, (3, before[1]))
+        os.kill(victim, signal.SIGKILL)
+        await wait_said(Path(kept_output.name), "cannot be started")
+        phones.append(await server.talking_call())
+        resource.prlimit(starter, resource.RLIMIT_NOFILE, before)
+        await server.both_ready()
+        workers = server.workers()
+        states = [
+            (await server.http.get(f"/calls/{phone.call_sid}")).json()["state"] for phone in phones
+        ]
+
+    assert other in workers
+    assert victim not in workers
+    assert states == ["live"] * 3

@@ -7,14 +7,13 @@ import signal
 import sqlite3
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import trio
 
 from benchmarks.processes import family
 from server.carrier import CallStatus
-from tests.support.processes import TWO_PROCESSES, server_process
+from tests.support.processes import TWO_PROCESSES, parent_of, server_process
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs /proc"),
@@ -72,11 +71,7 @@ async def test_a_kept_worker_goes_on_serving_when_its_keeper_is_killed(tmp_path)
 
 
 def _children(parent: int) -> list[int]:
-    return [each for each in family(parent) if _parent_of(each) == parent]
-
-
-def _parent_of(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return [each for each in family(parent) if parent_of(each) == parent]
 
 
 @pytest.mark.parametrize("command", ["hypercorn", "hypercorn -w"])

@@ -121,6 +121,11 @@ class ServerProcess:
             self.process.send_signal(by)
 
 
+def parent_of(process: int) -> int:
+    """The process that has started another; Linux only."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @contextmanager
 def hang_ups_taken() -> Generator[None]:
     """Within the block, what is started takes SIGHUP though the tests themselves may not."""
