@@ -21,6 +21,7 @@ from server.carrier.browser.messages import BrowserProtocol
 from server.carrier.stream import SocketStream
 from server.carrier.transport import Transport
 from server.errors import StreamEnded
+from server.hooks.trio_clock import missed_s
 from server.media.words import SoundPath
 
 NARROW = StreamAbilities(buffer_s=30.0, sends_silence=True, comes_back=True)
@@ -48,6 +49,7 @@ class BrowserMediaStream(SocketStream[BrowserProtocol]):
         self._on_start = on_start
         self._on_stop = on_stop
         self._call_sid = ""
+        self._missed_s = missed_s()
 
     @property
     def abilities(self) -> StreamAbilities:
@@ -82,6 +84,9 @@ class BrowserMediaStream(SocketStream[BrowserProtocol]):
         return event
 
     def _receive(self, message: str | bytes) -> CarrierEvent | None:
+        # For the page the time has passed in which we were held up, and it has gone on speaking.
+        before_s, self._missed_s = self._missed_s, missed_s()
+        self._protocol.due_at -= self._missed_s - before_s
         return self._protocol.receive(message, trio.current_time())
 
     def _written(self, command: CarrierCommand) -> tuple[str]:
