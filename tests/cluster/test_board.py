@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from server.cluster.directory import board as board_module
@@ -64,3 +66,14 @@ def test_a_process_that_was_gone_before_we_were_held_up_is_gone_still(world):
     world.now += 10.0
 
     assert world.ours.others() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that says what it has given")
+def test_what_is_shared_has_its_room_on_the_disk_before_it_is_used(tmp_path):
+    path = tmp_path / "board"
+    path.write_bytes(bytes(5_000))  # of one who found no room for the rest
+
+    Board(path, number=0, count=2).close()
+
+    facts = path.stat()
+    assert facts.st_blocks * 512 >= facts.st_size > 5_000

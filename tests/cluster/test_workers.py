@@ -95,6 +95,15 @@ def test_a_directory_that_others_can_look_into_is_refused(meeting, tmp_path):
         Cluster().join(2, where=meeting)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_full_disk_is_said_and_ends_nobody_without_a_word(meeting, tmp_path):
+    (tmp_path / meeting).mkdir(mode=0o700)
+    (tmp_path / meeting / "board").symlink_to("/dev/full")
+
+    with pytest.raises(ConfigurationError, match="cannot be used: No space left"):
+        Cluster().join(2, where=meeting)
+
+
 def test_the_users_own_place_for_what_runs_is_preferred(meeting, tmp_path, monkeypatch):
     own, alien = tmp_path / "own", tmp_path / "alien"
     own.mkdir(mode=0o700)

@@ -39,12 +39,18 @@ class Board:
         path: The file they share; made if it is not there.
         number: Which row is ours.
         count: How many processes there can be.
+
+    Raises:
+        OSError: There is no room for it.
     """
 
     def __init__(self, path: Path, *, number: int, count: int) -> None:
         size = MAX_WORKERS * _ROW * _NUMBER_BYTES
-        with path.open("ab") as file:
-            file.truncate(size)
+        with path.open("ab", buffering=0) as file:
+            # Written, and not only made so long: to use memory that a full disk has no room for
+            # would end the process, without a word.
+            while (left := size - file.tell()) > 0:
+                file.write(bytes(left))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), size)
         self._numbers = memoryview(self._memory).cast("d")

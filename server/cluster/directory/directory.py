@@ -95,6 +95,17 @@ def _clear_away_if_left(directory: Path, timeout_s: float) -> None:
             gate.close()
 
 
+@contextmanager
+def _refused_in_words(directory: Path) -> Generator[None]:
+    """Say what the system has against a directory as what is wrong with it, if it is there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigurationError(f"{directory} cannot be used: {error.strerror}") from error
+
+
 class Directory:
     """This process's place among those of its machine, and a registry of them.
 
@@ -168,7 +179,8 @@ class Directory:
                 try:
                     with gate.held(COMING_TIMEOUT_S) as alone:
                         if alone and gate.is_the_one:
-                            joined = cls(directory, gate, places=places or count, node=node)
+                            with _refused_in_words(directory):
+                                joined = cls(directory, gate, places=places or count, node=node)
                 finally:
                     if joined is None:
                         gate.close()
