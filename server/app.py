@@ -30,7 +30,7 @@ from server.hooks.media_socket import (
     refuse_compression,
 )
 from server.hooks.routes import Routes
-from server.hooks.sockets import translate_errors_without_rings
+from server.hooks.sockets import say_no_thread_is_the_systems, translate_errors_without_rings
 from server.service import Service
 from server.settings.settings import Settings
 from server.web.browser.page_calls import add_page_calls
@@ -205,6 +205,7 @@ def create_app(settings: Settings) -> OffhookApp:
     refuse_compression()
     bound_frames()
     translate_errors_without_rings()
+    say_no_thread_is_the_systems()
     app = OffhookApp(settings)
     QuartSchema(
         app,

@@ -1,4 +1,6 @@
-"""What the system is asked for about sockets: how many, whose, and how long for a deaf peer."""
+"""What the system is asked for about sockets: how many, whose, and how long for a deaf peer; and
+what trio makes of its refusals, of threads too: whoever asks for a name needs one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import errno
 import select
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +16,7 @@ from typing import Any
 
 import structlog
 import trio
-from trio import _highlevel_socket
+from trio import _highlevel_socket, _threads
 
 from server.logs import Sparing
 
@@ -110,6 +113,29 @@ def translate_errors_without_rings() -> None:
     """
     module: Any = _highlevel_socket
     module._translate_socket_errors_to_stream_errors = StreamErrors
+
+
+class NoThread(OSError, RuntimeError):
+    """The system has no thread for us at this moment."""
+
+
+def say_no_thread_is_the_systems() -> None:
+    """Have trio raise :class:`NoThread` where the system refuses a thread; again does nothing.
+
+    Python says ``RuntimeError``, which stands for a bug: a call whose model is to be connected to,
+    by name, would end by it, where a refused socket is tried again.
+    """
+    module: Any = _threads
+    module.start_thread_soon = _start_thread_soon
+
+
+def _start_thread_soon(
+    work: Callable[[], Any], deliver: Callable[[Any], object], name: str | None = None
+) -> None:
+    try:
+        trio.lowlevel.start_thread_soon(work, deliver, name)
+    except RuntimeError as error:
+        raise NoThread(errno.EAGAIN, f"the system has no thread for us: {error}") from None
 
 
 def raise_file_limit() -> None:

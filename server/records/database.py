@@ -65,8 +65,9 @@ class SchemaTooNew(ServerError):
     """The database was written by a later version of this program."""
 
 
-THEIRS = (SQLAlchemyError, SchemaTooNew)
-"""What a database that is locked, gone, full or of another version raises; all else is a bug."""
+THEIRS = (SQLAlchemyError, SchemaTooNew, OSError)
+"""What a database that is locked, gone, full or of another version raises, or the system, if it has
+no thread to ask it in; all else is a bug."""
 
 
 def is_about_data(error: Exception) -> bool:

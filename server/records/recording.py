@@ -25,6 +25,7 @@ import trio
 from codec.line import SILENCE
 from server.carrier import CarrierCommand, Clear, SendAudio
 from server.errors import ConfigurationError
+from server.hooks.sockets import NoThread
 from server.hooks.trio_clock import is_standing, missed_s
 from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
 from server.metrics import Metrics
@@ -326,7 +327,8 @@ class Recordings:
             while True:
                 ended = self._ended = trio.Event()
                 if trio.current_time() >= sweep_at:
-                    await self._in_thread(self._delete_old)
+                    with suppress(NoThread):  # what is old may get a little older
+                        await self._in_thread(self._delete_old)
                     sweep_at = trio.current_time() + SWEEP_EVERY_S
                 if not is_standing():  # else what callers said meanwhile is about to be read
                     await self._write()
@@ -358,11 +360,12 @@ class Recordings:
         with trio.move_on_after(MAX_BUFFER_S) as patience:
             try:
                 await self._in_thread(write_all)
-            except RuntimeError as no_thread:  # the system has none left for us
+            except NoThread as no_thread:
                 failures = dict.fromkeys((recorder for recorder, *_ in work), no_thread)
         for recorder, caller, _, is_last in work:
             error = failures.get(recorder)
-            if error is not None and not isinstance(error, OSError):
+            is_disks = isinstance(error, OSError) and not isinstance(error, NoThread)
+            if error is not None and not is_disks:
                 self._stop(recorder, "error", len(caller), exc_info=error)
             elif isinstance(error, OSError):
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -30,7 +30,7 @@ from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.switchboard.rescue import Rescue
 from server.web.elsewhere import Elsewhere
 from tests.support.call_names import CALL_NAMES
-from tests.support.limits import at_most
+from tests.support.limits import at_most, no_threads
 from tests.support.nodes import Talk
 from tests.support.redis_servers import until
 from tests.support.switchboards import make_calls
@@ -443,6 +443,17 @@ async def test_what_is_left_of_a_call_that_has_ended_is_for_whoever_takes_it_ove
     assert await ours.calls_of(theirs.me) == {"CA1": talks}
     assert await ours.calls_of(theirs.me, ended=True) == {"CA2": ended}
     assert await ours.seize("CA2", ended) == Seized(2, b"a record", has_ended=True)
+
+
+async def test_what_is_kept_is_written_though_the_system_has_no_thread_for_it(two):
+    ours, theirs = (each.registry for each in two)
+    holding = await theirs.claim("CA1")
+    theirs.keep("CA1", 1, b"first")
+    with no_threads():
+        theirs.keep("CA1", 1, b"second")
+        await written(theirs)
+
+    assert await ours.seize("CA1", holding) == Seized(2, b"second")
 
 
 @asynccontextmanager

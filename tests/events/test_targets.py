@@ -7,6 +7,7 @@ import socket
 from functools import partial
 from threading import Event
 
+import httpcore2
 import pytest
 import trio
 import trio.testing
@@ -14,6 +15,7 @@ from trio.testing import MemoryReceiveStream
 
 from server.events.targets import MAX_NAMES, AddressRefused, GuardedBackend, target_of
 from server.settings.events import check_url, is_public
+from tests.support.limits import no_threads
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,11 @@ def test_in_development_a_receiver_may_be_on_this_machine():
 async def test_a_name_that_stands_for_this_machine_is_not_connected_to(host):
     with pytest.raises(AddressRefused):
         await GuardedBackend(allow_private=False).connect_tcp(host, 9)
+
+
+async def test_a_name_that_no_thread_can_ask_for_cannot_be_resolved_just_now():
+    with no_threads(), pytest.raises(httpcore2.ConnectError):
+        await GuardedBackend(allow_private=True).connect_tcp("localhost", 9)
 
 
 async def test_a_name_is_asked_for_once_and_what_it_stood_for_is_connected_to(monkeypatch):

@@ -12,8 +12,9 @@ import pytest
 import structlog.testing
 import trio
 
-from server.hooks.sockets import OwnListener, translate_errors_without_rings
+from server.hooks.sockets import NoThread, OwnListener, translate_errors_without_rings
 from tests.support.kept_garbage import garbage_kept
+from tests.support.limits import no_threads
 
 pytestmark = pytest.mark.sockets
 
@@ -124,3 +125,16 @@ async def test_what_else_goes_wrong_with_a_listener_of_our_own_is_raised():
 
         with pytest.raises(trio.ClosedResourceError):
             await listener.accept()
+
+
+async def test_a_thread_that_the_system_refuses_is_an_error_of_the_systems():
+    limiter = trio.CapacityLimiter(1)
+    with no_threads():
+        with pytest.raises(NoThread) as refused:
+            await trio.to_thread.run_sync(list, limiter=limiter)
+        with pytest.raises(OSError, match="no thread"):
+            await trio.open_tcp_stream("localhost", 9)
+
+    assert isinstance(refused.value, OSError)
+    assert limiter.borrowed_tokens == 0
+    assert await trio.to_thread.run_sync(list, limiter=limiter) == []

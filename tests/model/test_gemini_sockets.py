@@ -37,6 +37,7 @@ from tests.support.gemini_talks import (
     speech,
 )
 from tests.support.kept_garbage import garbage_kept
+from tests.support.limits import no_threads
 
 pytestmark = pytest.mark.sockets
 
@@ -262,3 +263,15 @@ async def test_a_session_that_is_reset_leaves_nothing_to_the_garbage_collector(d
 
     assert left == []
     assert codes == [1006, 1006]
+
+
+@pytest.mark.parametrize("plane", [None, object()], ids=["ordinary", "fast"])
+async def test_a_name_that_no_thread_can_ask_for_is_a_model_that_may_be_reached_yet(
+    plane: Any,
+) -> None:
+    model = GeminiModel(api_key=KEY, url="ws://localhost:9", plane=plane)
+    with no_threads(), pytest.raises(ModelError, match="no thread") as failed:
+        async with model.open_connection(Agent()):
+            pass
+
+    assert failed.value.retryable

@@ -26,7 +26,7 @@ from server.records import recording
 from server.records.recording import Recorder, Recordings
 from server.web.calls_api import RecordingBody
 from tests.support.call_names import CALL_NAMES
-from tests.support.limits import at_most
+from tests.support.limits import at_most, no_threads
 from tests.support.rig import calling
 from tests.support.serving import serving
 
@@ -332,6 +332,16 @@ async def test_a_directory_that_cannot_be_made_ends_the_recording(tmp_path):
         await recordings._write()
 
     assert recorder.stopped == "disk-error"
+
+
+async def test_a_recording_that_no_thread_can_write_ends_and_is_no_fault_of_the_disks(tmp_path):
+    async with running(tmp_path) as recordings:
+        recorder = recordings.begin(SID, trio.current_time() - 1.0)
+        recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+        with no_threads():
+            await recordings._write()
+
+    assert recorder.stopped == "error"
 
 
 async def test_a_disk_that_hangs_ends_the_recordings_and_nobody_waits(tmp_path, monkeypatch):

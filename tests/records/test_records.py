@@ -26,6 +26,7 @@ from server.records.store import Records
 from server.records.tables import KEPT_AT, NOT_WHOLE, calls
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from tests.support.databases import postgresql
+from tests.support.limits import no_threads
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets
@@ -813,3 +814,16 @@ async def test_without_transcripts_a_record_says_who_spoke_and_not_what(fast_clo
     assert record["transcript"]
     assert {turn["text"] for turn in record["transcript"]} == {None}
     assert record["number"] == "+15005550103"
+
+
+async def test_a_database_that_no_thread_can_ask_is_none_that_can_be_asked(file_url):
+    async with running(file_url) as records:
+        with no_threads():
+            with pytest.raises(RecordsUnavailable):
+                await records.get("CA1")
+            with pytest.raises(RecordsUnavailable):
+                await records.with_outbox(lambda outbox: outbox.waiting())
+            records.keep(record(1))
+            await until(lambda: failures(records, "write"))
+        with trio.fail_after(60):
+            await records.wait_saved()

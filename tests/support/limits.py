@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
+from trio._core import _thread_cache
+
+from server.hooks.sockets import say_no_thread_is_the_systems
 
 
 @contextmanager
@@ -24,3 +29,27 @@ def at_most(name: str, soft: int) -> Generator[None]:
         yield
     finally:
         resource.setrlimit(limit, before)
+
+
+class _NobodyIdle(dict[Any, None]):
+    """Threads of trio's that have nothing to do, and get nothing."""
+
+    def popitem(self) -> tuple[Any, None]:
+        raise KeyError
+
+
+@contextmanager
+def no_threads() -> Generator[None]:
+    """Have the system refuse each thread within the block, as a server meets that."""
+    say_no_thread_is_the_systems()
+    cache: Any = _thread_cache.THREAD_CACHE
+    idle, nobody = cache._idle_workers, _NobodyIdle()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_idle_workers", nobody)
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+    idle.update(nobody)

@@ -11,6 +11,7 @@ import trio
 
 from server.cluster.directory.claims import Claims
 from server.cluster.registry import RegistryAway, State, made, made_in_turn
+from server.hooks.sockets import NoThread
 
 GATHER_S = 0.1
 """Changes that come so close together are one state."""
@@ -116,7 +117,10 @@ class Keeper:
         self._writing = frozenset(batch)
         try:
             states = await made_in_turn(_one, batch.items())
-            await trio.to_thread.run_sync(self._write, states)
+            try:
+                await trio.to_thread.run_sync(self._write, states)
+            except NoThread:
+                self._write(states)  # it takes a moment, and others may need it at any
         finally:
             self._writing, over, self._over = frozenset(), self._over, []
             for call_sid, generation in over:
