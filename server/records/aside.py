@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import EVENTS, checked, shown
+from server.records.tables import EVENTS, checked, shown, writable
 
 try:
     import fcntl
@@ -206,17 +206,9 @@ def _line(record: Mapping[str, Any], reason: str) -> bytes:
     try:
         text = json.dumps({"reason": reason, "record": record}, default=shown)
     except (ValueError, TypeError, RecursionError):
-        fields = {str(name): _writable(value) for name, value in record.items()}
+        fields = {str(name): writable(value) for name, value in record.items()}
         text = json.dumps({"reason": reason, "record": fields})
     return text.encode() + b"\n"
-
-
-def _writable(value: Any) -> Any:
-    try:
-        json.dumps(value)
-    except (ValueError, TypeError, RecursionError):
-        return shown(value)
-    return value
 
 
 def _is_ours(status: os.stat_result) -> bool:

@@ -201,3 +201,12 @@ def shown(value: object) -> str:
         return repr(value)
     except Exception:  # of a value's own
         return f"<{type(value).__name__}>"
+
+
+def writable(value: Any) -> Any:
+    """A value as it is if JSON can say it, else what Python shows of it."""
+    try:
+        json.dumps(value)
+    except (ValueError, TypeError, RecursionError):
+        return shown(value)
+    return value

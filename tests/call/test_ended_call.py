@@ -10,6 +10,8 @@ import weakref
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import date
+from decimal import Decimal
 
 import pytest
 import trio
@@ -29,8 +31,9 @@ from server.model import (
     GenerationComplete,
     TurnComplete,
 )
+from server.records.database import Database, database_url
 from server.records.recording import Recorder
-from server.records.tables import NOT_WHOLE
+from server.records.tables import KEPT_AT, NOT_WHOLE, fitted
 from server.records.words import Wanted
 from server.signal import Once
 from server.switchboard.register import Register
@@ -249,6 +252,34 @@ async def test_a_value_that_is_no_json_costs_no_record(autojump_clock, nursery):
     timeline = (await calls.register.record(call.call_sid))["timeline"]
 
     assert "{1, 2}" in [line.get("found") for line in timeline]
+
+
+async def test_what_a_function_notes_may_be_anything_and_the_database_takes_the_record(
+    autojump_clock, nursery
+):
+    records = KeptRecords()
+    calls = make_calls(records=records)
+    await nursery.start(calls.run)
+    call = await calls.place(NUMBER, Agent())
+    call.note("looked up", on=date(2026, 1, 2), price=Decimal("1.5"), by={("a", 1): {2}}, who="me")
+    live = call.record().as_dict()
+    call.end(EndReason.HUNG_UP)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+    database = Database(database_url("sqlite://"))
+    kept = [fitted(each) | {KEPT_AT: 1.0} for each in records.kept]
+
+    refused = database.write_each(kept)
+    found = database.get(call.call_sid)
+    database.close()
+
+    assert refused == []
+    assert json.loads(json.dumps(live["timeline"])) == live["timeline"]
+    [line] = [line for line in found["timeline"] if line["what"] == "looked up"]
+    assert line | {"at_s": 0} == {
+        **{"at_s": 0, "what": "looked up", "on": "datetime.date(2026, 1, 2)"},
+        **{"price": "Decimal('1.5')", "by": "{('a', 1): {2}}", "who": "me"},
+    }
 
 
 async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_ended_since():

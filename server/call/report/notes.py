@@ -15,6 +15,7 @@ from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
 from server.dialogue.transcript import Transcript
 from server.metrics import Metrics
+from server.records.tables import writable
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -63,8 +64,13 @@ class Notes:
         self.agent_latency = metrics.chunk_latency.labels("agent")
 
     def note(self, what: str, **facts: Any) -> None:
-        """Add a line to the timeline; never speech, and no argument of a tool."""
+        """Add a line to the timeline; never speech, and no argument of a tool.
+
+        The facts of an agent's own functions may be anything: what JSON cannot say, no database
+        would take, and all else of the record with it.
+        """
         at_s = trio.current_time() - self.began_at
+        facts = {name: writable(fact) for name, fact in facts.items()}
         self.timeline.append((at_s, what, facts))
         del self.timeline[:-MAX_TIMELINE]
         if self.on_note is not None:
