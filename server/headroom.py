@@ -120,10 +120,13 @@ def _left_in_cgroups(proc: Path, cgroups: Path) -> Iterator[int]:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controllers == "":
-            names = ("memory.max", "memory.current", "inactive_file")
+            # Beyond the second nobody is killed, but held up so much that it comes to the same.
+            limits = ["memory.max", "memory.high"]
+            names = ("memory.current", "inactive_file")
             root = str(cgroups)
         elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            limits = ["memory.limit_in_bytes"]
+            names = ("memory.usage_in_bytes", "total_inactive_file")
             root = f"{cgroups}/memory"
         else:
             continue
@@ -131,11 +134,12 @@ def _left_in_cgroups(proc: Path, cgroups: Path) -> Iterator[int]:
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for depth in range(len(parts), -1, -1):
             folder = "/".join([root, *parts[:depth]])
-            with suppress(OSError, ValueError):
-                most = int(_read(folder, names[0]))  # "max" is none
-                if most < NO_LIMIT_BYTES:
-                    used = int(_read(folder, names[1]))
-                    yield most - used + _idle_bytes(folder, names[2])
+            for limit in limits:
+                with suppress(OSError, ValueError):
+                    most = int(_read(folder, limit))  # "max" is none
+                    if most < NO_LIMIT_BYTES:
+                        used = int(_read(folder, names[0]))
+                        yield most - used + _idle_bytes(folder, names[1])
 
 
 def _idle_bytes(folder: str, name: str) -> int:

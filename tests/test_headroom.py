@@ -63,6 +63,18 @@ def test_the_tightest_cgroup_counts_be_it_ours_or_one_above(proc, tmp_path):
     assert left_mib(proc, tmp_path / "cgroups") == (300, "cgroup")
 
 
+def test_where_a_cgroup_is_held_up_is_a_limit_as_where_it_is_ended(proc, tmp_path):
+    own = tmp_path / "cgroups"
+    write(own, memory__max="max", memory__high=300 * MIB, memory__current=100 * MIB)
+    assert left_mib(proc, own) == (200, "cgroup")
+
+    write(own, memory__max=250 * MIB)
+    assert left_mib(proc, own) == (150, "cgroup")
+
+    write(own, memory__high=90 * MIB)
+    assert left_mib(proc, own) == (0, "cgroup")
+
+
 def test_files_that_nobody_reads_are_not_used_memory(proc, tmp_path):
     write(
         tmp_path / "cgroups",
