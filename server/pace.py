@@ -94,20 +94,25 @@ class Backoff:
     Args:
         first_s: The pause after the first failure.
         longest_s: No pause is longer.
+        jitter: Gives numbers between 0 and 1, by which up to half of each pause is left out: so
+            that those who were cut off by the same failure do not all come back at once.
 
     Attributes:
-        pause_s: The pause that is next.
+        pause_s: The pause that is next, in full.
     """
 
-    def __init__(self, first_s: float, longest_s: float) -> None:
+    def __init__(
+        self, first_s: float, longest_s: float, jitter: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.pause_s = self._first_s = first_s
         self._longest_s = longest_s
+        self._jitter = jitter
 
     def next_s(self) -> float:
         """An attempt has failed: returns the pause before the next one, and doubles it."""
         pause_s = self.pause_s
         self.double()
-        return pause_s
+        return pause_s * (1.0 - self._jitter() / 2)
 
     def double(self) -> None:
         """The next pause is twice as long, up to the longest."""

@@ -77,3 +77,12 @@ def test_what_happens_every_so_often_happens_soon_and_at_a_multiple_of_that_time
     assert now < at <= now + 1.001 * every_s
     assert at / every_s == pytest.approx(round(at / every_s), abs=1e-6)
     assert after == pytest.approx(at + every_s, abs=1e-6)
+
+
+def test_those_who_fail_together_come_back_one_by_one_and_none_of_them_later():
+    chances = iter([0.0, 1.0, 0.5, 0.5, 0.0])
+    backoff = Backoff(0.5, 3.0, jitter=lambda: next(chances))
+
+    assert [backoff.next_s() for _ in range(4)] == [0.5, 0.5, 1.5, 2.25]
+    backoff.reset()
+    assert backoff.next_s() == 0.5

@@ -107,7 +107,7 @@ class Delivery:
                     await self._give_back()
 
     async def _work(self, pool: httpcore2.AsyncConnectionPool, nursery: trio.Nursery) -> None:
-        backoff = Backoff(*RETRY_S)
+        backoff = Backoff(*RETRY_S, jitter=self._jitter)
         while True:
             changed = self._records.outbox_changed.next()
             now = time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -258,7 +259,7 @@ class Records:
             self._failed("open", error)
 
     async def _work(self) -> None:
-        backoff = Backoff(*RETRY_S)
+        backoff = Backoff(*RETRY_S, jitter=random.random)
         while True:
             changed = self._changed = trio.Event()
             try:
@@ -330,7 +331,7 @@ class Records:
 
     async def _save_rest(self) -> None:
         """Have the database take what is left, or a file: no record is lost to a stop."""
-        backoff = Backoff(*LAST_RETRY_S)
+        backoff = Backoff(*LAST_RETRY_S, jitter=random.random)
         with trio.move_on_after(FLUSH_TIMEOUT_S, shield=True):
             while self._unsaved or self._told:
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import secrets
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
@@ -421,7 +422,8 @@ class AsteriskCarrier:
                 words = "; ".join(str(error) for error in _leaves(group))
                 logger.warning("Asterisk's events are not heard", error=words)
             lost = 0 if was_heard.is_set() else lost + 1
-            pause_s = PAUSES_S[min(lost, len(PAUSES_S) - 1)]
+            # Other processes have lost theirs at the same moment.
+            pause_s = PAUSES_S[min(lost, len(PAUSES_S) - 1)] * random.uniform(0.5, 1.0)
             if was_replaced.is_set():
                 pause_s = REPLACED_PAUSE_S
                 logger.error(

@@ -8,6 +8,7 @@ what is new of our calls, where that is not to wait for the next beat. Whoever a
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,7 @@ class RedisRegistry:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be one of the members, until cancelled; has started when the registry was tried once."""
         start = Start(task_status)
-        backoff = Backoff(*AWAY_S)
+        backoff = Backoff(*AWAY_S, jitter=random.random)
         try:
             while True:
                 try:

@@ -141,7 +141,7 @@ class GoogleTokens:
         Raises:
             ConfigurationError: There are no credentials, or Google refuses them, and one is needed.
         """
-        has_started, backoff = False, Backoff(*TRY_AGAIN_S)
+        has_started, backoff = False, Backoff(*TRY_AGAIN_S, jitter=random.random)
         while True:
             wanted = self._wanted.next()
             try:
