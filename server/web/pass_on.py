@@ -92,9 +92,7 @@ async def _to_owner(transport: AcceptedSocket, owner: ClientConnection) -> None:
 async def _from_owner(owner: ClientConnection, transport: AcceptedSocket) -> None:
     try:
         while True:
-            message = await owner.recv()
-            assert isinstance(message, str)  # all that a media stream is told
-            await transport.send(message)
+            await transport.send(await owner.recv())
     except ConnectionClosed as closed:
         said = closed.rcvd
         await transport.aclose(*((said.code, said.reason) if said is not None else (1011, "")))
