@@ -2,13 +2,20 @@
 
 RFC 9110, section 5.3: the lines of a list, such as ``X-Forwarded-For``, are one list, in their
 order. A field that is no list, such as ``Authorization``, may stand there once; sent twice it says
-two things, and whoever is in front of us may have believed the other one.
+two things, and whoever is in front of us may have believed the other one. What a field says that
+somebody has answered with is read here, too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Protocol
+
+from werkzeug.http import parse_date
+
+_SECONDS = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
 
 
 class Headers(Protocol):
@@ -35,3 +42,25 @@ def single(headers: Headers, name: str) -> str | None:
     """The value of a field that may be there once; None if it is not there, or several times."""
     lines = lines_of(headers, name)
     return lines[0] if len(lines) == 1 else None
+
+
+def read_retry_after(text: str | None, now: datetime, *, longest_s: float) -> float | None:
+    """Read how long somebody asks to be left alone: ``Retry-After``, RFC 9110, section 10.2.3.
+
+    Args:
+        text: Seconds, or a date in any form of HTTP's; None if there is no such header.
+        now: The time of day, with its zone.
+        longest_s: We come back after this, whatever was asked.
+
+    Returns:
+        Seconds from now, 0 to the longest; None if it says nothing that can be read.
+    """
+    text = (text or "").strip()
+    if _SECONDS.fullmatch(text):
+        return min(float(text), longest_s)
+    try:
+        date = parse_date(text) if len(text) <= 64 else None
+        wait_s = None if date is None else (date - now).total_seconds()
+    except (ValueError, OverflowError, IndexError):  # a date that no calendar has
+        return None
+    return None if wait_s is None else min(max(wait_s, 0.0), longest_s)

@@ -224,7 +224,7 @@ class Delivery:
                     status = response.status
                     for name, value in response.headers:
                         if name.lower() == b"retry-after":
-                            wait_s = retry_after_s(value)
+                            wait_s = retry_after_s(value, time.time())
                     size = 0
                     async for piece in response.aiter_stream():
                         size += len(piece)

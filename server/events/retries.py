@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from server.headers import read_retry_after
 from server.pace import doubled_s
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 3_600.0
@@ -52,7 +54,7 @@ def next_at(attempt: Attempt, attempts: int, *, since: float, now: float, jitter
     return now + max(pause_s, min(attempt.retry_after_s, LONGEST_PAUSE_S))
 
 
-def retry_after_s(value: bytes) -> float:
-    """Read ``Retry-After`` in seconds; 0 for a date, or anything else."""
-    text = value[:20].decode("ascii", "replace").strip()
-    return float(text) if text.isdecimal() and text.isascii() else 0.0
+def retry_after_s(value: bytes, now: float) -> float:
+    """Read ``Retry-After``, in seconds from now; 0 for what cannot be read."""
+    text, at = value.decode("ascii", "replace"), datetime.fromtimestamp(now, UTC)
+    return read_retry_after(text, at, longest_s=LONGEST_PAUSE_S) or 0.0

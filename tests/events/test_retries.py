@@ -49,7 +49,15 @@ def test_only_success_counts_as_taken(status):
 
 
 @pytest.mark.parametrize(
-    ("value", "wait_s"), [(b"30", 30.0), (b"Wed, 21 Oct 2026 07:28:00 GMT", 0.0), (b"-1", 0.0)]
+    ("value", "wait_s"),
+    [
+        (b"30", 30.0),
+        (b"Thu, 01 Jan 1970 00:02:30 GMT", 50.0),
+        (b"Thu, 01 Jan 1970 00:00:30 GMT", 0.0),
+        (b"Thu, 01 Jan 2070 00:00:00 GMT", LONGEST_PAUSE_S),
+        (b"-1", 0.0),
+        (b"\xff\0", 0.0),
+    ],
 )
-def test_only_seconds_are_read_of_what_a_receiver_asks(value, wait_s):
-    assert retry_after_s(value) == wait_s
+def test_a_receiver_asks_for_seconds_or_names_a_date(value, wait_s):
+    assert retry_after_s(value, now=100.0) == wait_s

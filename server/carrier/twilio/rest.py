@@ -28,7 +28,6 @@ from server.carrier.protocol import UNREADABLE
 from server.carrier.twilio.documents import dial_twiml, say_twiml
 from server.carrier.twilio.numbers import TwilioNumbers
 from server.carrier.twilio.reports import check_call_sid, is_count
-from server.carrier.twilio.retry_after import read_retry_after
 from server.carrier.twilio.webhooks import MACHINE, STATUS, TRANSFER, TwilioWebhooks
 from server.carrier.webhooks import ConnectStream
 from server.errors import (
@@ -36,9 +35,12 @@ from server.errors import (
     CarrierError,
     CarrierProtocolError,
 )
+from server.headers import read_retry_after
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
+MAX_RETRY_AFTER_S = 300.0
+"""We come back after this, whatever was asked: one mistake may not stop a day's calls."""
 
 
 class _TrioHttp(AsyncHttpClient):
@@ -85,7 +87,8 @@ class _TrioHttp(AsyncHttpClient):
             await answer.aclose()
             raise
         if answer.status_code in (429, 503):
-            wait_s = read_retry_after(answer.headers.get("Retry-After"), datetime.now(UTC))
+            asked, now = answer.headers.get("Retry-After"), datetime.now(UTC)
+            wait_s = read_retry_after(asked, now, longest_s=MAX_RETRY_AFTER_S)
             if wait_s is not None:
                 # The package's errors have no place for it.
                 _asked_to_wait_s.set(wait_s)
