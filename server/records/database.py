@@ -93,6 +93,12 @@ def _is_there_already(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) == "23505"
 
 
+def _lacks_tables(error: DBAPIError) -> bool:
+    """Whether the database is empty: another has come in the place of the one that had them."""
+    state = getattr(error.orig, "sqlstate", None)
+    return state == "42P01" or "no such table" in str(error.orig)
+
+
 def _is_binding(error: DBAPIError) -> bool:
     words = str(error.orig)
     return "cannot adapt" in words or "binding parameter" in words
@@ -171,6 +177,7 @@ class Database:
             if not is_about_data(error):
                 # After a failover the connections that there are lead to what is a standby now.
                 self._generation += 1
+                self._ready = self._ready and not _lacks_tables(error)
             raise
         finally:
             with self._counting:

@@ -23,7 +23,7 @@ from server.records import store as store_module
 from server.records import unsaved as unsaved_module
 from server.records.database import Database, SchemaTooNew, database_url
 from server.records.store import Records
-from server.records.tables import KEPT_AT, NOT_WHOLE, calls
+from server.records.tables import KEPT_AT, NOT_WHOLE, calls, tables
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from tests.support.databases import postgresql
 from tests.support.limits import no_threads
@@ -827,3 +827,21 @@ async def test_a_database_that_no_thread_can_ask_is_none_that_can_be_asked(file_
             await until(lambda: failures(records, "write"))
         with trio.fail_after(60):
             await records.wait_saved()
+
+
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+async def test_a_database_that_another_empty_one_has_replaced_gets_its_tables(url):
+    async with running(url) as records:
+        records.keep(record(1))
+        with trio.fail_after(60):
+            await records.wait_saved()
+        other = Database(database_url(url))
+        with other.transaction() as connection:
+            tables.drop_all(connection)
+        other.close()
+        records.keep(record(2))
+        with trio.fail_after(60):
+            await records.wait_saved()
+        found = await records.get(record(2)["call_sid"])
+
+    assert found == record(2)
