@@ -10,6 +10,7 @@ from quart import Quart
 from quart_schema import RequestSchemaValidationError
 from werkzeug.exceptions import HTTPException
 
+from server.hooks.sockets import SHORT_OF_DESCRIPTORS, NoThread
 from server.logs import Sparing
 from server.records.words import RecordsUnavailable
 from server.web.api import error_body, field_errors, invalid
@@ -18,6 +19,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 RECORDS_PAUSE_S = 5
 """When to come back after the database did not answer."""
+SHORTAGE_PAUSE_S = 5
+"""When to come back after the system had nothing left of what a request needs."""
 
 
 def answer_problems(app: Quart) -> None:
@@ -37,7 +40,16 @@ def answer_problems(app: Quart) -> None:
         name = (error.name or "error").lower().replace(" ", "-")
         return error_body(name, error.description or ""), error.code or 500
 
-    bugs = Sparing()
+    bugs, shortages = Sparing(), Sparing()
+
+    @app.errorhandler(OSError)
+    async def shortage(error: OSError) -> Any:
+        if not isinstance(error, NoThread) and error.errno not in SHORT_OF_DESCRIPTORS:
+            return await bug(error)
+        message = "request refused: the system has nothing left of what it needs"
+        shortages.log(trio.current_time(), logger.warning, message, error=error.strerror)
+        body = error_body("shortage", "the server is short of threads, descriptors or memory")
+        return body, 503, {"Retry-After": str(SHORTAGE_PAUSE_S)}
 
     @app.errorhandler(Exception)
     async def bug(error: Exception) -> Any:

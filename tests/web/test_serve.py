@@ -7,9 +7,11 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+import structlog.testing
 import trio
 from websockets.exceptions import ConnectionClosed
 
+from tests.support.limits import no_threads
 from tests.support.serving import (
     CALL_SID,
     closing_of,
@@ -377,3 +379,17 @@ async def test_a_refused_account_is_told_to_callers_and_rings_no_phone_until_it_
     assert "offhook_calls_paused 1.0" in metrics
     assert ready_again.status_code == 200
     assert record["reason"] == "caller-hung-up"
+
+
+async def test_a_request_that_no_thread_can_be_had_for_may_come_again(tmp_path):
+    async with serving(recordings_dir=tmp_path) as server:
+        with structlog.testing.capture_logs() as logged, no_threads():
+            answers = [await server.http.get(f"/calls/{CALL_SID}/recording") for _ in range(3)]
+        later = await server.http.get(f"/calls/{CALL_SID}/recording")
+
+    lines = [line for line in logged if line["event"].startswith("request refused")]
+    assert [answer.status_code for answer in answers] == [503] * 3
+    assert {answer.json()["error"] for answer in answers} == {"shortage"}
+    assert int(answers[0].headers["Retry-After"]) > 0
+    assert {line["log_level"] for line in lines} == {"warning"}
+    assert later.status_code == 404
