@@ -45,6 +45,8 @@ CLOSE_TIMEOUT_S = 5.0
 SWEEP_EVERY_S = 3_600.0
 DAY_S = 86_400.0
 
+READERS = 8
+"""Requests that may wait for the disk at the same time."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
 """A call's name that may be in a file's, as all are that carriers give."""
 _UNIQUE = re.compile(r"(CA|BR|offhook-)[0-9a-f]{32}")
@@ -288,7 +290,10 @@ class Recordings:
         self._recorders: set[Recorder] = set()
         self._files: dict[Recorder, _WavFile] = {}
         self._ended = trio.Event()
-        self._thread = trio.CapacityLimiter(1)  # a disk that hangs takes no other work's thread
+        # A disk that hangs takes no other work's thread: calls need some, to ask for names.
+        self._thread = trio.CapacityLimiter(1)
+        self.reading = trio.CapacityLimiter(READERS)
+        """The threads of those who read recordings."""
 
     def begin(self, call_sid: str, now: float, part: int = 1) -> Recorder | None:
         """Record a call from now on; None if its name could not be a file's."""

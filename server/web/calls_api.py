@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal, Self, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self, TypeVar
 
 import structlog
 import trio
@@ -66,19 +67,48 @@ CARRIER_PAUSE_S = 5.0
 
 
 class RecordingBody(TrioFileBody):
-    """A recording as an answer; closed also if the client leaves while it is being opened."""
+    """A recording as an answer, read in the threads that recordings have for that.
+
+    Made in one of them, too: the disk is asked how much there is.
+
+    Args:
+        path: Where it is.
+        threads: Those.
+    """
 
     buffer_size = 64 * 1024
 
+    def __init__(self, path: Path, threads: trio.CapacityLimiter) -> None:
+        super().__init__(path)
+        self._path = path
+        self._threads = threads
+        self._opened: BinaryIO | None = None
+
     async def __aenter__(self) -> Self:
         """Open it."""
-        try:
-            await super().__aenter__()
-        except BaseException:
-            if self.file is not None:
-                self.file.wrapped.close()
-            raise
+        await trio.to_thread.run_sync(self._open, limiter=self._threads)
         return self
+
+    def _open(self) -> None:
+        self._opened = self._path.open("rb")
+        if self.begin:
+            self._opened.seek(self.begin)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it, though the client has left."""
+        assert self._opened is not None
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._opened.close, limiter=self._threads)
+
+    async def __anext__(self) -> bytes:
+        """Read the next piece."""
+        if piece := await trio.to_thread.run_sync(self._read, limiter=self._threads):
+            return piece
+        raise StopAsyncIteration
+
+    def _read(self) -> bytes:
+        assert self._opened is not None
+        return self._opened.read(min(self.buffer_size, self.end - self._opened.tell()))
 
 
 class NoSuchAgent(ServerError):
@@ -315,12 +345,18 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
 
         ``part`` (1) is more than one for a call that several processes have had.
         """
-        path, part = None, request.args.get("part", "1")
-        if service.recordings is not None and part in PARTS:
-            path = await trio.to_thread.run_sync(service.recordings.path, call_sid, int(part))
-        if path is None:
+        part, recordings, body = request.args.get("part", "1"), service.recordings, None
+
+        def find(recordings: Recordings) -> RecordingBody | None:
+            path = recordings.path(call_sid, int(part))
+            return None if path is None else RecordingBody(path, recordings.reading)
+
+        if recordings is not None and part in PARTS:
+            body = await trio.to_thread.run_sync(
+                find, recordings, abandon_on_cancel=True, limiter=recordings.reading
+            )
+        if body is None:
             return error_body("not-found", "there is no recording of this call"), 404
-        body = RecordingBody(path)
         response = app.response_class(body, mimetype="audio/wav")
         response.timeout = None  # it takes as long as the client's line does
         response.content_length = body.size
@@ -348,7 +384,9 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             return None if drawn is None else app.json.dumps(drawn)
 
         if recordings is not None:
-            body = await trio.to_thread.run_sync(draw, recordings)
+            body = await trio.to_thread.run_sync(
+                draw, recordings, abandon_on_cancel=True, limiter=recordings.reading
+            )
         if body is None:
             return error_body("not-found", "there is no recording of this call"), 404
         response = app.response_class(body, mimetype="application/json")

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
 import wave
 from array import array
@@ -23,7 +24,7 @@ from codec import decode_mulaw
 from server.carrier import Clear, SendAudio, SendMark
 from server.metrics import Metrics
 from server.records import recording
-from server.records.recording import Recorder, Recordings
+from server.records.recording import READERS, Recorder, Recordings
 from server.web.calls_api import RecordingBody
 from tests.support.call_names import CALL_NAMES
 from tests.support.limits import at_most, no_threads
@@ -334,6 +335,30 @@ async def test_a_directory_that_cannot_be_made_ends_the_recording(tmp_path):
     assert recorder.stopped == "disk-error"
 
 
+async def test_those_who_read_from_a_disk_that_hangs_take_no_thread_of_the_calls(
+    tmp_path, monkeypatch
+):
+    go_on = threading.Event()
+    monkeypatch.setattr(Recordings, "path", lambda *_: go_on.wait(60.0) and None)
+    many = 5 + int(trio.to_thread.current_default_thread_limiter().total_tokens)
+    statuses: list[int] = []
+
+    async def read(server, what: str) -> None:
+        statuses.append((await server.http.get(f"/calls/{SID}/{what}")).status_code)
+
+    async with serving(recordings_dir=tmp_path) as server, trio.open_nursery() as nursery:
+        for number in range(many):
+            nursery.start_soon(read, server, ("recording", "waveform")[number % 2])
+        reading = server.service.recordings.reading
+        with trio.fail_after(60):
+            while reading.statistics().tasks_waiting < many - READERS:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            await trio.to_thread.run_sync(list)  # as whoever asks for a name
+        go_on.set()
+
+    assert statuses == [404] * many
+
+
 async def test_a_recording_that_no_thread_can_write_ends_and_is_no_fault_of_the_disks(tmp_path):
     async with running(tmp_path) as recordings:
         recorder = recordings.begin(SID, trio.current_time() - 1.0)
@@ -549,12 +574,13 @@ async def test_a_later_part_is_a_file_beside_the_first(tmp_path):
 async def test_it_is_closed_when_its_client_leaves_while_it_is_opened(tmp_path, nursery):
     path = tmp_path / "recording.wav"
     os.mkfifo(path)
-    body, left = RecordingBody(path), trio.Event()
+    body, left = RecordingBody(path, trio.CapacityLimiter(1)), trio.Event()
 
     async def open_it() -> None:
         with trio.CancelScope() as scope:
             nursery.start_soon(leave, scope)
-            await body.__aenter__()
+            async with body:
+                await trio.sleep_forever()
         left.set()
 
     async def leave(scope: trio.CancelScope) -> None:
@@ -566,5 +592,5 @@ async def test_it_is_closed_when_its_client_leaves_while_it_is_opened(tmp_path, 
     with trio.fail_after(60):
         await open_it()
 
-    assert body.file is not None
-    assert body.file.wrapped.closed
+    assert body._opened is not None
+    assert body._opened.closed
