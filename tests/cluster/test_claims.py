@@ -456,6 +456,22 @@ async def test_what_is_kept_is_written_though_the_system_has_no_thread_for_it(tw
     assert await ours.seize("CA1", holding) == Seized(2, b"second")
 
 
+async def test_what_is_kept_is_written_though_all_other_work_waits_for_threads(two):
+    ours, theirs = (each.registry for each in two)
+    holding = await theirs.claim("CA1")
+    theirs.keep("CA1", 1, b"first")
+    threads = trio.to_thread.current_default_thread_limiter()
+    with ExitStack() as hanging:
+        for _ in range(int(threads.total_tokens)):
+            name = object()
+            await threads.acquire_on_behalf_of(name)
+            hanging.callback(threads.release_on_behalf_of, name)
+        theirs.keep("CA1", 1, b"second")
+        await written(theirs)
+
+    assert await ours.seize("CA1", holding) == Seized(2, b"second")
+
+
 @asynccontextmanager
 async def being_written(directory, call_sid, monkeypatch):
     """A call of this directory's is being written by the thread, until the value is set."""

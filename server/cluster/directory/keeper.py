@@ -43,6 +43,8 @@ class Keeper:
         self._over: list[tuple[str, int]] = []
         self._is_new = trio.Event()
         self._is_written = trio.Event()
+        # Others' may all wait for a name that nobody answers for.
+        self._thread = trio.CapacityLimiter(1)
 
     def keep(
         self,
@@ -118,7 +120,7 @@ class Keeper:
         try:
             states = await made_in_turn(_one, batch.items())
             try:
-                await trio.to_thread.run_sync(self._write, states)
+                await trio.to_thread.run_sync(self._write, states, limiter=self._thread)
             except NoThread:
                 self._write(states)  # it takes a moment, and others may need it at any
         finally:
