@@ -199,8 +199,7 @@ def _prefer(pid: int) -> None:
         for task in Path(f"/proc/{pid}/task").iterdir():
             os.sched_setscheduler(int(task.name), os.SCHED_OTHER, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, int(task.name), NICENESS)
-        # Where the system schedules sessions as groups, niceness counts within ours alone.
-        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))
+    processes.prefer_session(pid, NICENESS)
 
 
 def _loud(words: list[str]) -> dict[str, int]:

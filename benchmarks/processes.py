@@ -81,6 +81,15 @@ def running(
                 stream.close()
 
 
+def prefer_session(pid: int, niceness: int) -> None:
+    """Prefer all processes of this one's session to those of others.
+
+    Where the system schedules sessions as groups, niceness counts within each of them alone.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+
+
 def family(pid: int) -> list[int]:
     """A process and its children, theirs too."""
     members = [pid]

@@ -24,7 +24,7 @@ import os
 import random
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -292,7 +292,7 @@ class Crowd:
         frame_times = self._times.pop(number, array("d"))
         ended = mono(call.ended_at or trio.current_time())
         times = array("d", (frame_times[at] if at < len(frame_times) else ended for at in places))
-        sessions = self._sessions_of(number) if number >= 0 else []
+        sessions = self._sessions_of(number, numbers_in(heard)) if number >= 0 else []
         with trio.move_on_after(SETTLE_S):
             for session in sessions:
                 await session.ended.wait()
@@ -321,14 +321,26 @@ class Crowd:
             frames_of=self.model.said,
         )
 
-    def _sessions_of(self, number: int) -> list[SimulatedSession]:
+    def _sessions_of(self, number: int, heard: Sequence[int]) -> list[SimulatedSession]:
+        """The connections of a caller's; one that was lost before it had heard whose it is, as by a
+        process that was killed just after the answer, is known by what was heard of it.
+        """
         found = []
         for session in self.model.sessions:
             caller = session.caller
             assert isinstance(caller, NumberedCaller)
-            if caller.number == number or (caller.number is None and session.resumed_from in found):
+            if caller.number == number or (
+                caller.number is None
+                and (session.resumed_from in found or self._has_said(session, heard))
+            ):
                 found.append(session)
         return found
+
+    def _has_said(self, session: SimulatedSession, heard: Sequence[int]) -> bool:
+        texts = {
+            one.what.removeprefix("says ") for one in session.timeline
+        } & self.model.said.keys()
+        return any(int(text) % NUMBERS in heard for text in texts)
 
     async def stop(self, within_s: float) -> None:
         """Let nobody call any more, and wait until those who talk are through."""

@@ -29,8 +29,10 @@ PIPE_BYTES = 4096
 _F_SETPIPE_SZ = 1031
 PREFERRED = -15
 """The server's niceness where it is to be preferred."""
-ROOM = 40
-"""Calls that the server takes beyond those that are kept up."""
+ROOM, LEAST_ROOM = 40, 8
+"""Calls that the server takes beyond those that are kept up, on a machine that bears so many."""
+BORNE = 12
+"""Calls that one core bears: the doubles and the relay take two thirds of it for so many."""
 LINE_LOST_TIMEOUT_S = 5.0
 MODEL_RECONNECT_BUDGET_S = 30.0
 
@@ -291,7 +293,7 @@ def open_world(
             port,
             public_url,
             workers,
-            calls + ROOM,
+            calls + _room(calls),
         )
         environment = {
             "HOST": "127.0.0.1",
@@ -333,8 +335,14 @@ def open_world(
         if realtime:  # no more than that: what is real time has no quota
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, world.server.pid, PREFERRED)
+            processes.prefer_session(world.server.pid, PREFERRED)
         wait_ready(world.url, world.server)
         yield world
+
+
+def _room(calls: int) -> int:
+    """How many more calls are let in: else a burst holds everything up, and not only the server."""
+    return max(LEAST_ROOM, min(ROOM, BORNE * (os.cpu_count() or 1) - calls))
 
 
 def _stopped(database: PostgreSql) -> None:

@@ -205,6 +205,8 @@ def shown(value: object) -> str:
 
 def writable(value: Any) -> Any:
     """A value as it is if JSON can say it, else what Python shows of it."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value  # as nearly all are
     try:
         json.dumps(value)
     except (ValueError, TypeError, RecursionError):
