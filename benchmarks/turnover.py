@@ -42,11 +42,11 @@ class Outcome:
     ended_calls: int = 0
     lost: list[str] = field(default_factory=list)
     """Why calls ended that had not hung up."""
-    records: Counter[str] = field(default_factory=Counter)
+    records: dict[str, int] = field(default_factory=dict)
     """How many there are of each call that has ended."""
     weighed: list[Weighed] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
-    """Caller to model, of each stretch between two looks."""
+    """Agent to caller, of each stretch between two looks: what a caller says first waits."""
     faults: dict[str, int] = field(default_factory=dict)
 
 
@@ -119,7 +119,7 @@ def _watch(
         seen = held.turn_over(min(weigh_every_s, left_s), call_s)
         ended += seen["call_sids"]
         outcome.lost += seen["lost"]
-        outcome.p99_ms += [seen["caller_to_model_ms"]["p99"] or 0.0]
+        outcome.p99_ms += [seen["agent_to_caller_ms"]["p99"] or 0.0]
         pids, kib = tuple(family(held.pid)), resident_kib(held.pid)
         outcome.weighed.append(Weighed(time.monotonic(), pids, kib * 1024))
     outcome.ended_calls = len(ended)
@@ -134,11 +134,11 @@ def _watch(
     return outcome
 
 
-def _records(held: Held, ended: list[str]) -> Counter[str]:
+def _records(held: Held, ended: list[str]) -> dict[str, int]:
     """How many records there are of each of these calls."""
     with closing(sqlite3.connect(held.directory / "offhook.db")) as database:
         written = Counter(sid for (sid,) in database.execute("SELECT call_sid FROM offhook_calls"))
-    return Counter({sid: written[sid] for sid in ended})
+    return {sid: written[sid] for sid in ended}
 
 
 def broken(outcome: Outcome) -> list[str]:
@@ -156,7 +156,7 @@ def broken(outcome: Outcome) -> list[str]:
 
 def _table(outcome: Outcome) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="calls that come and go")
-    for name in ("calls that have ended", "lost", "records", "p99 caller to model, ms"):
+    for name in ("calls that have ended", "lost", "records", "p99 agent to caller, ms"):
         table.add_column(name, justify="right")
     p99_ms: list[Any] = sorted(outcome.p99_ms)
     shown = f"{p99_ms[len(p99_ms) // 2]:.2f}, at worst {p99_ms[-1]:.2f}" if p99_ms else "-"
