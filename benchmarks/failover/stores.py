@@ -87,11 +87,11 @@ def cpu_us_of_a_state(port: int) -> float:
     steps, state = Steps("offhook:"), secrets.token_bytes(2_500)
     with socket.create_connection(("127.0.0.1", port), ASK_S) as talk, talk.makefile("rb") as said:
         for turn in range(rounds):
-            for number in range(together):
-                step = steps.put(f"CA-{number}", "n0 1", turn + 1, state)
-                words = ["EVAL", step.script, 1, step.key, *step.words]
-                talk.sendall(b"*%d\r\n" % len(words) + b"".join(map(_bulk, words)))
-            for _ in range(together):
+            calls = [(f"CA-{number}", turn + 1, state) for number in range(together)]
+            (step,) = steps.put("n0 1", calls)
+            words = ["EVAL", step.script, together, step.key, *step.also, *step.words]
+            talk.sendall(b"*%d\r\n" % len(words) + b"".join(map(_bulk, words)))
+            for _ in range(1 + together):
                 said.readline()
     return 1e6 * (Usage.of(port).cpu_s - before.cpu_s) / (rounds * together)
 

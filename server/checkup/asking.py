@@ -25,7 +25,7 @@ from server.agent.agent import DEFAULT_NAME, Agent
 from server.agent.roster.agents import telephone_numbers
 from server.carrier.account import AccountState, Numbers, OwnNumber
 from server.checkup import Finding, State, findings
-from server.cluster.redis.answers import flag
+from server.cluster.redis.answers import flags
 from server.cluster.redis.connection import check_installed, is_theirs, open_connection
 from server.cluster.redis.scripts import Step
 from server.errors import CallRefused, ConfigurationError, ModelError, ServerError, innermost
@@ -245,7 +245,7 @@ async def _ask_registry(url: str, timeout_s: float) -> list[Finding]:
     failure: Exception | None = None
     try:
         async with open_connection(address, timeout_s) as connection:
-            flag(await connection.ask(Step("return 1", "offhook:check")))
+            flags(await connection.ask(Step("return {1}", "offhook:check")))
     except* Exception as failures:
         first = innermost(failures)
         if not isinstance(first, Exception) or not is_theirs(first):

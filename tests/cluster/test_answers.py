@@ -13,7 +13,7 @@ from server.cluster.redis.answers import Heard, OddAnswer, Taken
 from server.cluster.registry import Holding, Member, RegistryAway
 
 READERS = (
-    answers.holding, answers.taken, answers.flag, answers.call_sids, answers.heard,
+    answers.holding, answers.taken, answers.flags, answers.call_sids, answers.heard,
     answers.age_ms, answers.wait_s, answers.worked_on, answers.anything,
 )  # fmt: skip
 SOME = (
@@ -53,7 +53,7 @@ def test_what_scripts_answer_is_read():
     assert answers.taken([2, b"sealed"]) == Taken(2, b"sealed")
     assert answers.taken([2, None]) == Taken(2, None)
     assert (answers.taken(0), answers.taken(-1)) == (False, True)
-    assert (answers.flag(1), answers.flag(0)) == (True, False)
+    assert answers.flags([1, 0], 2) == [True, False]
     assert answers.call_sids([b"CA1", b"CA2"]) == ["CA1", "CA2"]
     assert answers.heard([9, 0, None, -2, [b"n1@7", b"1 []"]]) == Heard(
         9, False, b"", -2, {b"n1@7": b"1 []"}
@@ -76,8 +76,11 @@ def test_what_scripts_answer_is_read():
         (answers.holding, [b"n1@7", b"9" * 16, None]),
         (answers.holding, [b"n1@7", b"1"]),
         (answers.holding, [b"N 1", b"1", None]),
-        (answers.flag, 2),
-        (answers.flag, True),
+        (answers.flags, 1),
+        (answers.flags, [2]),
+        (answers.flags, [True]),
+        (answers.flags, [1, 1]),
+        (answers.flags, []),
         (answers.call_sids, [b"CA1", 2]),
         (answers.call_sids, None),
         (answers.heard, [9, 0, None, -2, [b"n1@7"]]),

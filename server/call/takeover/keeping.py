@@ -111,26 +111,28 @@ class Keeping:
         own = self._ownership
         assert own.keep is not None
         own.hastes += in_haste
-        with self._guarded():
+        try:
             own.keep(self._conversation.call_sid, own.generation, self._made, in_haste=in_haste)
+        except Exception as error:
+            self._tell(error)
 
     def _made(self) -> bytes | None:
-        with self._guarded():
-            return self.written()
-        return None
-
-    @contextmanager
-    def _guarded(self) -> Generator[None]:
-        """Whatever is wrong with a state is told once, and ends no call."""
-        call_sid = self._conversation.call_sid
         try:
-            yield
-        except StateTooLong as error:
-            if self._is_news("a bound"):
-                logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(error))
+            return self.written()
         except Exception as error:
-            if self._is_news(type(error).__name__):
-                logger.exception("call cannot be taken over by a bug of ours", call_sid=call_sid)
+            self._tell(error)
+            return None
+
+    def _tell(self, error: Exception) -> None:
+        """Whatever is wrong with a state is told once, and ends no call."""
+        call_sid, is_bound = self._conversation.call_sid, isinstance(error, StateTooLong)
+        if not self._is_news("a bound" if is_bound else type(error).__name__):
+            return
+        if is_bound:
+            logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(error))
+        else:
+            words = "call cannot be taken over by a bug of ours"
+            logger.error(words, call_sid=call_sid, exc_info=error)
 
     def _is_news(self, what: str) -> bool:
         is_news = what not in self._told

@@ -101,15 +101,16 @@ def taken(answer: object) -> Taken | bool:
     raise OddAnswer("with -1, 0, or a generation and a state", answer)
 
 
-def flag(answer: object) -> bool:
-    """Whether something was done.
+def flags(answer: object, count: int = 1) -> list[bool]:
+    """Whether something was done, of each of so many calls.
 
     Raises:
-        OddAnswer: It is neither 1 nor 0.
+        OddAnswer: They are not so many, or one is neither 1 nor 0.
     """
-    if _is_whole(answer, 0, 1):
-        return bool(answer)
-    raise OddAnswer("with 1 or 0", answer)
+    found = answer if isinstance(answer, list | tuple) else ()
+    if len(found) == count and all(_is_whole(one, 0, 1) for one in found):
+        return [bool(one) for one in found]
+    raise OddAnswer(f"with a list of {count} times 1 or 0", answer)
 
 
 def call_sids(answer: object) -> list[str]:

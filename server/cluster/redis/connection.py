@@ -46,7 +46,8 @@ class Connection:
             Exception: Whatever coredis makes of a failure; ``TooSlowError`` if there is no answer.
         """
         with trio.fail_after(self._timeout_s):
-            return await self._client.eval(step.script, [step.key], list(step.words))
+            keys = [step.key, *step.also]
+            return await self._client.eval(step.script, keys, list(step.words))
 
     async def ask_all(self, steps: Sequence[Step]) -> list[Any]:
         """Take steps in one go and return their answers.
@@ -60,7 +61,7 @@ class Connection:
             pipeline = self._client.pipeline(transaction=False, raise_on_error=False)
             async with pipeline:
                 for step in steps:
-                    pipeline.eval(step.script, [step.key], list(step.words))
+                    pipeline.eval(step.script, [step.key, *step.also], list(step.words))
         answers = list(pipeline.results or ())
         for answer in answers:
             if isinstance(answer, BaseException):

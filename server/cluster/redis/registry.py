@@ -79,7 +79,7 @@ class RedisRegistry:
         self._secrets = tuple(cluster_secrets)
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._steps = Steps(address.prefix)
+        self._steps = Steps(address.prefix, is_sharded=address.kind == "cluster")
         self._connection: Connection | None = None
         self._is_away: bool | None = None
         self.losses, self.ahead_s = 0, 0.0
@@ -333,9 +333,9 @@ class RedisRegistry:
         """
         me, is_held = str(self.me), self._writing.is_held(call_sid, generation)
         if is_held:
-            step = self._steps.put(call_sid, me, generation, None)
+            (step,) = self._steps.put(me, [(call_sid, generation, None)])
             news_of = call_sid if self._writing.is_urgent(call_sid) else None
-            if await self._ask(step, answers.flag, after_news_of=news_of):
+            if all(await self._ask(step, answers.flags, after_news_of=news_of)):
                 await self._sure_of_nothing()  # or whoever took it over has not said so again yet
                 return True
         found = await self._ask(self._steps.owner(call_sid), answers.holding)

@@ -1,10 +1,10 @@
 """What is asked of Redis, as scripts: each is one step that nobody else comes between.
 
 A script touches the keys of one call, or those of the members (which share a hash tag), so that
-each works in a cluster of many shards, too. They are sent whole (``EVAL``): one that a server has
-forgotten, because it was restarted, is then no special case. A call is a hash: ``n`` its member,
-``g`` its generation, ``s`` its sealed state, ``x`` the attempt that seized it, ``o`` once it is
-over.
+each works in a cluster of many shards, too; elsewhere the states of many calls are one step. They
+are sent whole (``EVAL``): one that a server has forgotten, because it was restarted, is then no
+special case. A call is a hash: ``n`` its member, ``g`` its generation, ``s`` its sealed state,
+``x`` the attempt that seized it, ``o`` once it is over.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ REQUEST_TTL_S = 120
 Word = str | bytes | int
 
 
+Put = tuple[str, int, bytes | None]
+"""A call, its generation, and its sealed state; None for a state that is not new."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """A script, and what it is called with."""
@@ -32,6 +36,8 @@ class Step:
     script: str
     key: str
     words: tuple[Word, ...] = ()
+    also: tuple[str, ...] = ()
+    """Further keys, of other calls."""
 
 
 _CLAIM = """
@@ -64,15 +70,21 @@ return {g, h[5]}
 # Who was told that a call is over may have lost it before, and the registry what was in it since:
 # a later owner's word counts.
 _PUT = """
-local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
-local g = tonumber(ARGV[2])
-if h[1] and tonumber(h[2]) > g then return 0 end
-if h[1] and tonumber(h[2]) == g and (h[3] or h[1] ~= ARGV[1]) then return 0 end
-if h[3] then redis.call('HDEL', KEYS[1], 'o') end
-redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g)
-if ARGV[4] then redis.call('HSET', KEYS[1], 's', ARGV[4]) end
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-return 1
+local function put(key, g, has_state, state)
+  local h = redis.call('HMGET', key, 'n', 'g', 'o')
+  if h[1] and tonumber(h[2]) > g then return 0 end
+  if h[1] and tonumber(h[2]) == g and (h[3] or h[1] ~= ARGV[1]) then return 0 end
+  if h[3] then redis.call('HDEL', key, 'o') end
+  redis.call('HSET', key, 'n', ARGV[1], 'g', g)
+  if has_state then redis.call('HSET', key, 's', state) end
+  redis.call('EXPIRE', key, ARGV[2])
+  return 1
+end
+local done = {}
+for i, key in ipairs(KEYS) do
+  done[i] = put(key, tonumber(ARGV[3 * i]), ARGV[3 * i + 1] == '1', ARGV[3 * i + 2])
+end
+return done
 """
 _OVER = """
 local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')
@@ -163,10 +175,12 @@ class Steps:
 
     Args:
         prefix: What all of its keys begin with.
+        is_sharded: Whether a step may touch the keys of but one call: others may be elsewhere.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, is_sharded: bool = False) -> None:
         self._prefix = prefix
+        self._is_sharded = is_sharded
         self._members = f"{prefix}{{nodes}}"
 
     def _call(self, call_sid: str) -> str:
@@ -199,10 +213,19 @@ class Steps:
         words = (member, from_member, generation, attempt, CALL_TTL_S)
         return Step(_SEIZE, self._call(call_sid), words)
 
-    def put(self, call_sid: str, member: str, generation: int, sealed: bytes | None) -> Step:
-        """Say that a call is a member's, and its state, unless somebody has it since: 1 or 0."""
-        words = (member, generation, CALL_TTL_S)
-        return Step(_PUT, self._call(call_sid), words if sealed is None else (*words, sealed))
+    def put(self, member: str, calls: Sequence[Put]) -> list[Step]:
+        """Say that calls are a member's, and their states, unless somebody has them since: a list
+        of 1 or 0. As few steps as may be: each costs its client as much as a state's making.
+        """
+        if self._is_sharded and len(calls) > 1:
+            return [step for one in calls for step in self.put(member, [one])]
+        if not calls:
+            return []
+        words: list[Word] = [member, CALL_TTL_S]
+        for _, generation, sealed in calls:
+            words += generation, int(sealed is not None), sealed or b""
+        key, *also = [self._call(call_sid) for call_sid, _, _ in calls]
+        return [Step(_PUT, key, tuple(words), tuple(also))]
 
     def over(self, call_sid: str, member: str, generation: int) -> Step:
         """Say that a member's call is over, unless somebody has it since: 1 or 0."""

@@ -15,7 +15,7 @@ import trio
 from server.cluster.redis import answers as answers_of
 from server.cluster.redis.connection import Connection
 from server.cluster.redis.ours import MAX_KEPT_BYTES, Ours, Write
-from server.cluster.redis.scripts import Step, Steps
+from server.cluster.redis.scripts import Put, Step, Steps
 from server.cluster.registry import Member, State, made, made_in_turn, nobody_minds
 from server.cluster.sealing import seal
 from server.metrics import RegistryMetrics
@@ -35,7 +35,7 @@ class Writing:
         me: Whose calls they are.
         steps: The registry's.
         cluster_secrets: The first seals the state of calls.
-        metrics: Told how much has not been said.
+        metrics: Say how much has not been said, when asked.
         on_lost: Told which call is another's by now, and at which generation it was ours.
     """
 
@@ -51,8 +51,9 @@ class Writing:
         self._me = str(me)
         self._steps = steps
         self._secrets = cluster_secrets
-        self._metrics = metrics
         self._ours = Ours()
+        metrics.unsaid.set_function(lambda: self._ours.unsaid)
+        metrics.calls.set_function(lambda: self._ours.known)
         self._strike_off: dict[str, dict[str, None]] = {}
         self._haste = trio.Event()
         self._one_go = trio.Lock()  # what is older never comes after what is newer
@@ -104,8 +105,6 @@ class Writing:
         self._wake()
 
     def _wake(self, *, in_haste: bool = True) -> None:
-        self._metrics.unsaid.set(self._ours.unsaid)
-        self._metrics.calls.set(self._ours.known)
         if in_haste and (self._ours.unsaid or self._strike_off):
             self._haste.set()
 
@@ -159,27 +158,35 @@ class Writing:
         strike_off: Mapping[str, Mapping[str, None]],
     ) -> list[Any]:
         lists = self._ours.lists(writes)
-        batch = await made_in_turn(self._step, writes)
+        over = [write for write in writes if write.is_over]
+        others = [write for write in writes if not write.is_over]
+        put = self._steps.put(self._me, await made_in_turn(self._put, others))
+        batch = [self._steps.over(one.call_sid, self._me, one.generation) for one in over]
         if lists.join:
             batch.append(self._steps.join(self._me, list(lists.join)))
         if lists.leave:
             batch.append(self._steps.leave(self._me, list(lists.leave)))
         batch += [self._steps.leave(member, list(sids)) for member, sids in strike_off.items()]
-        answers = await connection.ask_all([*first, *batch])
-        for write, was_ours in zip(writes, answers[len(first) :], strict=False):
-            if answers_of.flag(was_ours) or write.is_over:
+        answers = await connection.ask_all([*first, *put, *batch])
+        were_ours = (
+            was_ours
+            for step, answer in zip(put, answers[len(first) :], strict=False)
+            for was_ours in answers_of.flags(answer, 1 + len(step.also))
+        )
+        for write, was_ours in zip(others, were_ours, strict=True):
+            if was_ours:
                 self._ours.was_written(write)
             else:
                 self._is_lost(write)
+        for write in over:
+            self._ours.was_written(write)
         return answers[: len(first)]
 
-    def _step(self, write: Write) -> Step:
-        if write.is_over:
-            return self._steps.over(write.call_sid, self._me, write.generation)
+    def _put(self, write: Write) -> Put:
         sealed = state = self._made(write)
         if state:
             sealed = seal(state, write.call_sid, self._secrets, has_ended=write.has_ended)
-        return self._steps.put(write.call_sid, self._me, write.generation, sealed)
+        return write.call_sid, write.generation, sealed
 
     def _made(self, write: Write) -> bytes | None:
         """The state that is to be written; None if it is not new, cannot be made, or is too large
