@@ -83,6 +83,7 @@ def check_installed() -> None:
         ) from None
     # It writes a traceback for each attempt that fails; that the registry is away is ours to say.
     logging.getLogger(coredis.__name__).setLevel(logging.CRITICAL)
+    coredis.Config.optimized = True  # it would look at each command's version, every time
 
 
 async def _knock(address: RegistryAddress, timeout_s: float) -> None:
