@@ -48,8 +48,8 @@ def stdio(**env: str) -> dict:
 
 
 @asynccontextmanager
-async def connected(servers: dict, **options):
-    mcp = McpServers(read_servers(json.dumps(servers)), **options)
+async def connected(servers: dict, connect_timeout_s: float = 50.0):
+    mcp = McpServers(read_servers(json.dumps(servers)), connect_timeout_s=connect_timeout_s)
     async with trio.open_nursery() as nursery:
         with trio.fail_after(60):
             await nursery.start(mcp.run)

@@ -26,6 +26,7 @@ TOLD = {
     "STILL_THERE": [phrases.STILL_THERE],
     "WRAP_UP": [phrases.WRAP_UP.format(seconds=30.0)],
     "CUT_OFF": [phrases.CUT_OFF],
+    "GOODBYE_AGAIN": [phrases.GOODBYE_AGAIN],
     "NOT_A_MACHINE": [phrases.NOT_A_MACHINE],
     "aside": [phrases.aside("Say goodbye.")],
     "barge_in_hint": [phrases.barge_in_hint(heard) for heard in ("", "Hola.")],
