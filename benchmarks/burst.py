@@ -26,7 +26,7 @@ from benchmarks import processes
 from benchmarks.load.burst import Burst
 from benchmarks.options import Options, machine, machine_line
 from benchmarks.percentiles import percentiles
-from benchmarks.point import LOG, OFFHOOK, Held, PointFailed, run_point
+from benchmarks.point import OFFHOOK, Held, PointFailed, run_point
 
 RUNNING = 50
 BURST = 300
@@ -40,7 +40,6 @@ NICENESS = -19
 WAYS = {"caller to model": "caller_to_model_ms", "agent to caller": "agent_to_caller_ms"}
 SHOWN = ("p50", "p95", "max")
 UNREAD = "refused unread"
-FAULTS = ("bug of ours", "Traceback")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +172,6 @@ def _burst(
             raise PointFailed("the phones ended without a word; their own are above")
         came = json.loads(line)
     after = held.measure(0.1)
-    words = (held.directory / LOG).read_text(errors="replace").splitlines()
     return {
         "came_of_it": came["came_of_it"],
         "took_s": came["took_s"],
@@ -185,8 +183,8 @@ def _burst(
         "generator_late_ms": during["generator_late_ms"],
         "calls_lost": after["calls_lost"],
         "why_lost": after["why_lost"],
-        "faults": {what: n for what in FAULTS if (n := sum(what in word for word in words))},
-        "log": _loud(words),
+        "faults": held.faults(),
+        "log": _loud(held.words()),
     }
 
 

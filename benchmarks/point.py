@@ -35,6 +35,7 @@ from server.settings.settings import Settings
 READY_TIMEOUT_S = 120.0
 LOG = "server.log"
 """What the server writes, in the directory where it runs."""
+FAULTS = ("bug of ours", "Traceback")
 PUBLIC_NAME = "voice.example.com"
 """What a server that ends TLS is called by the carrier; nobody is asked where that is."""
 CONSOLE_BYTES = 5_000
@@ -124,6 +125,15 @@ class Held:
     """Watch the calls for so many seconds: the outcome without what setting them up cost."""
     turn_over: Callable[[float, tuple[float, float]], dict[str, Any]]
     """For so many seconds have calls end, of a length between these, and others begin."""
+
+    def words(self) -> list[str]:
+        """The lines that the server has written."""
+        return (self.directory / LOG).read_text(errors="replace").splitlines()
+
+    def faults(self) -> dict[str, int]:
+        """How many of them tell of a bug, by what they say."""
+        words = self.words()
+        return {what: n for what in FAULTS if (n := sum(what in word for word in words))}
 
 
 class PointFailed(Exception):

@@ -13,15 +13,14 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from benchmarks.options import Options, machine, machine_line
-from benchmarks.point import LOG, OFFHOOK, Held, run_point
+from benchmarks.point import OFFHOOK, Held, run_point
 from benchmarks.processes import family, resident_kib
-from benchmarks.weighing import Weighed, growth, settled_rss
+from benchmarks.weighing import Weighed, growth, said
 
 CALLS = 150
 MINUTES = 20.0
@@ -31,7 +30,6 @@ WRITTEN_S = 15.0
 """How long the last records may take to be written."""
 MORE_S = 300.0
 """What a run may take beside the time that is asked for: set-up, and the calls' end."""
-FAULTS = ("bug of ours", "Traceback")
 
 
 @dataclass(slots=True)
@@ -68,11 +66,7 @@ def run(options: Options) -> dict[str, object]:
     outcome = measure(chosen.calls, 60 * chosen.minutes, realtime=chosen.realtime)
     found = broken(outcome)
     console.print(_table(outcome))
-    every = max(len(outcome.weighed) // 10, 1)
-    sizes = ", ".join(f"{one.rss_bytes / 2**20:.0f}" for one in outcome.weighed[::every])
-    grown = settled_rss(outcome.weighed, outcome.began)
-    told = "" if grown is None else f"; after five minutes {grown[1] / grown[0] - 1:+.1%}"
-    console.print(f"memory of the server, MiB: {sizes}{told}", highlight=False)
+    console.print(said(outcome.weighed, outcome.began), highlight=False)
     for what in found:
         console.print(what, style="red", highlight=False, markup=False)
     if chosen.check and found:
@@ -129,8 +123,7 @@ def _watch(
         if all(outcome.records.values()) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    words = (held.directory / LOG).read_text(errors="replace").splitlines()
-    outcome.faults = {what: n for what in FAULTS if (n := sum(what in word for word in words))}
+    outcome.faults = held.faults()
     return outcome
 
 
@@ -158,7 +151,7 @@ def _table(outcome: Outcome) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="calls that come and go")
     for name in ("calls that have ended", "lost", "records", "p99 agent to caller, ms"):
         table.add_column(name, justify="right")
-    p99_ms: list[Any] = sorted(outcome.p99_ms)
+    p99_ms = sorted(outcome.p99_ms)
     shown = f"{p99_ms[len(p99_ms) // 2]:.2f}, at worst {p99_ms[-1]:.2f}" if p99_ms else "-"
     count = sum(outcome.records.values())
     table.add_row(str(outcome.ended_calls), str(len(outcome.lost)), str(count), shown)

@@ -39,6 +39,16 @@ def settled_rss(weighed: Sequence[Weighed], began: float) -> tuple[float, float]
     return median(one.rss_bytes for one in first), median(one.rss_bytes for one in last)
 
 
+def said(weighed: Sequence[Weighed], began: float) -> str:
+    """What memory there was from time to time, ten times or so, and how much more at last."""
+    sizes = ", ".join(
+        f"{one.rss_bytes / 2**20:.0f}" for one in weighed[:: max(len(weighed) // 10, 1)]
+    )
+    grown = settled_rss(weighed, began)
+    more = "" if grown is None else f"; after five minutes {grown[1] / grown[0] - 1:+.1%}"
+    return f"memory of the server, MiB: {sizes}{more}"
+
+
 def growth(weighed: Sequence[Weighed], began: float) -> str:
     """By how much memory has grown; empty if it has not."""
     if (found := settled_rss(weighed, began)) is None:

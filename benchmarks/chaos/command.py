@@ -39,7 +39,7 @@ from benchmarks.chaos.lines import LineFailed
 from benchmarks.chaos.schedule import Planned, schedule
 from benchmarks.chaos.world import World, open_world
 from benchmarks.options import Options, machine, machine_line
-from benchmarks.weighing import Weighed, settled_rss
+from benchmarks.weighing import Weighed, said
 
 MINUTES = 5.0
 CHECK_MINUTES = 0.75
@@ -442,11 +442,7 @@ def _print(options: Options, plan: Plan, seen: Seen, broken: Sequence[Broken]) -
         highlight=False,
     )
     if seen.weighed:
-        every = max(len(seen.weighed) // 10, 1)
-        sizes = ", ".join(f"{one.rss_bytes / 2**20:.0f}" for one in seen.weighed[::every])
-        grown = settled_rss(seen.weighed, seen.began)
-        told = "" if grown is None else f"; after five minutes {grown[1] / grown[0] - 1:+.1%}"
-        console.print(f"memory of the server, MiB: {sizes}{told}", highlight=False)
+        console.print(said(seen.weighed, seen.began), highlight=False)
     busy_s = sum(fault.ended - fault.began for fault in seen.faults if fault.name == BUSY)
     if busy_s > 1.0:
         console.print(

@@ -89,7 +89,7 @@ def cpu_us_of_a_state(port: int) -> float:
         for turn in range(rounds):
             calls = [(f"CA-{number}", turn + 1, state) for number in range(together)]
             (step,) = steps.put("n0 1", calls)
-            words = ["EVAL", step.script, together, step.key, *step.also, *step.words]
+            words = ["EVAL", step.script, together, *step.keys, *step.words]
             talk.sendall(b"*%d\r\n" % len(words) + b"".join(map(_bulk, words)))
             for _ in range(1 + together):
                 said.readline()

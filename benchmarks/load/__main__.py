@@ -296,7 +296,7 @@ class Generator:
             call_s: The shortest and the longest that a call may last.
 
         Returns:
-            What is of the calls that hung up meanwhile, and of the audio of all.
+            The calls that hung up meanwhile, and how soon all heard the agent.
         """
         until, dice, lost = clock() + seconds, random.Random(self.begun), []
         call_sids = []
@@ -319,9 +319,7 @@ class Generator:
         return {
             "call_sids": call_sids,
             "lost": lost,
-            "caller_to_model_ms": in_ms(self.heard.caller),
             "agent_to_caller_ms": in_ms(self.heard.agent),
-            "generator_late_ms": in_ms(self.wheel.lags),
         }
 
     async def measure(self, pid: int, window_s: float) -> dict[str, Any]:

@@ -332,8 +332,7 @@ class Conversation:
         return [
             PastTurn(turn.speaker, text)
             for turn in transcript.turns
-            if (turn.speaker == "caller" or turn.heard_s is not None)  # else it is ahead of it
-            and (text := transcript.heard_text(turn))
+            if not turn.is_ahead and (text := transcript.heard_text(turn))
         ]
 
     # -- the transcript ----------------------------------------------------------------------

@@ -40,6 +40,11 @@ class SpokenTurn:
     """All text of the turn has come."""
     cut: bool = False
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether its text has come, and nothing of its audio is on its way yet."""
+        return self.speaker == "agent" and self.heard_s is None
+
     def heard_text(self, chars_per_s: float) -> str:
         """The text up to the word that the caller has heard last.
 

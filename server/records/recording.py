@@ -369,12 +369,11 @@ class Recordings:
                 failures = dict.fromkeys((recorder for recorder, *_ in work), no_thread)
         for recorder, caller, _, is_last in work:
             error = failures.get(recorder)
-            is_disks = isinstance(error, OSError) and not isinstance(error, NoThread)
-            if error is not None and not is_disks:
-                self._stop(recorder, "error", len(caller), exc_info=error)
-            elif isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, NoThread):
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
                 self._stop(recorder, "disk-full" if full else "disk-error", len(caller))
+            elif error is not None:
+                self._stop(recorder, "error", len(caller), exc_info=error)
             elif patience.cancelled_caught:
                 self._stop(recorder, "disk-too-slow", len(caller))
             if is_last or recorder.stopped is not None:

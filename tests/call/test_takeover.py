@@ -274,6 +274,15 @@ async def book(table: int) -> str:
 
 
 AGENT = Agent(prompt="Be brief.", greeting="Greet.", voice="Kore", tools=(book,))
+BOOK = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+
+
+async def is_booking(process: Process, nursery: trio.Nursery) -> None:
+    """A call whose model has greeted, and asked for a table."""
+    _, media = await on_the_line(process, nursery, AGENT)
+    await says(process, media, 1, "Good morning.")
+    process.calls.model.session.event(BOOK)
+    await trio.sleep(0.3)
 
 
 # --- The state
@@ -516,17 +525,13 @@ async def test_a_call_whose_agent_is_not_known_here_goes_on_and_that_is_told(
 
 
 async def test_a_tool_that_was_running_is_never_run_again(autojump_clock, nursery):
-    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (_, first, second):
-        _, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
-        first.calls.model.session.event(asked)
-        await trio.sleep(0.3)
+        await is_booking(first, nursery)
         await first.die()
         second.take_up(AGENT)
         await second.connect(nursery)
         session = second.calls.model.session
-        session.event(asked)
+        session.event(BOOK)
         await trio.sleep(0.3)
 
     ((_, told),) = session.texts
@@ -539,12 +544,8 @@ async def test_a_tool_that_was_running_is_never_run_again(autojump_clock, nurser
 async def test_a_tool_is_not_run_again_by_whoever_takes_a_call_up_that_was_taken_up_just_before(
     autojump_clock, nursery
 ):
-    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with three(nursery) as (_, first, second, third):
-        _, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
-        first.calls.model.session.event(asked)
-        await trio.sleep(0.3)
+        await is_booking(first, nursery)
         await first.die()
         second.take_up(AGENT)
         await second.connect(nursery)
@@ -552,7 +553,7 @@ async def test_a_tool_is_not_run_again_by_whoever_takes_a_call_up_that_was_taken
         third.take_up(AGENT)
         await third.connect(nursery)
         session = third.calls.model.session
-        session.event(asked)
+        session.event(BOOK)
         await trio.sleep(0.3)
 
     ((_, told),) = session.texts
@@ -563,12 +564,8 @@ async def test_a_tool_is_not_run_again_by_whoever_takes_a_call_up_that_was_taken
 async def test_a_tool_is_forgotten_when_a_model_that_was_told_of_it_can_be_resumed(
     autojump_clock, nursery
 ):
-    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (registry, first, second):
-        _, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
-        first.calls.model.session.event(asked)
-        await trio.sleep(0.3)
+        await is_booking(first, nursery)
         await first.die()
         second.take_up(AGENT)
         again = await second.connect(nursery)
@@ -584,11 +581,10 @@ async def test_a_tool_is_forgotten_when_a_model_that_was_told_of_it_can_be_resum
 
 
 async def test_a_tool_is_kept_in_haste_before_it_runs_and_when_it_is_done(autojump_clock, nursery):
-    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (registry, first, _):
         _, media = await on_the_line(first, nursery, AGENT)
         await says(first, media, 1, "Good morning.")
-        first.calls.model.session.event(asked)  # and nothing has run since
+        first.calls.model.session.event(BOOK)  # and nothing has run since
         begun, in_haste = registry.state.tools, registry.in_haste[-1]
         await trio.sleep(0.3)
         first.calls.model.session.event(ToolCallsCancelled(("id-1",)))
@@ -601,7 +597,6 @@ async def test_a_tool_is_kept_in_haste_before_it_runs_and_when_it_is_done(autoju
 
 
 async def test_a_tool_runs_when_another_process_would_know_of_it(autojump_clock, nursery):
-    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (_, first, _):
         call, media = await on_the_line(first, nursery, AGENT)
         await says(first, media, 1, "Good morning.")
@@ -613,7 +608,7 @@ async def test_a_tool_runs_when_another_process_would_know_of_it(autojump_clock,
             return await is_current(call_sid, generation)
 
         call.ownership.is_current = slow
-        first.calls.model.session.event(asked)
+        first.calls.model.session.event(BOOK)
         await trio.sleep(KEPT_WITHIN_S / 2)
         before = list(RUNS)
         answer.set()
@@ -624,12 +619,11 @@ async def test_a_tool_runs_when_another_process_would_know_of_it(autojump_clock,
 
 
 async def test_a_tool_does_not_wait_for_a_registry_that_says_nothing(autojump_clock, nursery):
-    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (registry, first, _):
         call, media = await on_the_line(first, nursery, AGENT)
         await says(first, media, 1, "Good morning.")
         registry.never_answers = True
-        first.calls.model.session.event(asked)
+        first.calls.model.session.event(BOOK)
         await trio.sleep(KEPT_WITHIN_S * 1.01)
         ran, notes = list(RUNS), [what for _, what, _ in call.conversation.notes.timeline]
         registry.never_answers = False
@@ -639,12 +633,11 @@ async def test_a_tool_does_not_wait_for_a_registry_that_says_nothing(autojump_cl
 
 
 async def test_a_tool_of_a_call_that_is_anothers_by_now_is_not_run(autojump_clock, nursery):
-    asked = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
     async with two(nursery) as (registry, first, _):
         call, media = await on_the_line(first, nursery, AGENT)
         await says(first, media, 1, "Good morning.")
         registry.generation = 2
-        first.calls.model.session.event(asked)
+        first.calls.model.session.event(BOOK)
         await call.finished.wait()
 
     assert RUNS == []

@@ -243,8 +243,7 @@ class Keeping:
 
     def _turn(self, turn: SpokenTurn) -> bytes:
         c = self._conversation
-        is_heard = turn.speaker == "caller" or turn.heard_s is not None  # else it is ahead of it
-        has_words = c.options.transcripts and is_heard
+        has_words = c.options.transcripts and not turn.is_ahead
         return msgspec.json.encode(
             TurnState(
                 turn.speaker,

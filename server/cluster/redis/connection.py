@@ -46,8 +46,7 @@ class Connection:
             Exception: Whatever coredis makes of a failure; ``TooSlowError`` if there is no answer.
         """
         with trio.fail_after(self._timeout_s):
-            keys = [step.key, *step.also]
-            return await self._client.eval(step.script, keys, list(step.words))
+            return await self._client.eval(step.script, step.keys, list(step.words))
 
     async def ask_all(self, steps: Sequence[Step]) -> list[Any]:
         """Take steps in one go and return their answers.
@@ -61,7 +60,7 @@ class Connection:
             pipeline = self._client.pipeline(transaction=False, raise_on_error=False)
             async with pipeline:
                 for step in steps:
-                    pipeline.eval(step.script, [step.key, *step.also], list(step.words))
+                    pipeline.eval(step.script, step.keys, list(step.words))
         answers = list(pipeline.results or ())
         for answer in answers:
             if isinstance(answer, BaseException):

@@ -39,6 +39,11 @@ class Step:
     also: tuple[str, ...] = ()
     """Further keys, of other calls."""
 
+    @property
+    def keys(self) -> list[str]:
+        """All of them."""
+        return [self.key, *self.also]
+
 
 _CLAIM = """
 local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o')

@@ -171,7 +171,7 @@ class Writing:
         were_ours = (
             was_ours
             for step, answer in zip(put, answers[len(first) :], strict=False)
-            for was_ours in answers_of.flags(answer, 1 + len(step.also))
+            for was_ours in answers_of.flags(answer, len(step.keys))
         )
         for write, was_ours in zip(others, were_ours, strict=True):
             if was_ours:
