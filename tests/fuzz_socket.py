@@ -91,6 +91,7 @@ TIMEOUT_S = 24 * 3_600.0
 SUSPECTS = 4 * CONNECTIONS
 """So many of the last connections are tried one by one when the server has died."""
 READY = '"event": "offhook ready"'
+READY_MESSAGE_BYTES = 4_096
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|by a bug of ours")
 
 
@@ -194,8 +195,13 @@ def serving(kind: ServerKind, **settings: str) -> Generator[Victim]:
     Raises:
         PointFailed: It did not start.
     """
-    with tempfile.TemporaryDirectory(prefix="offhook-fuzz-") as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="offhook-fuzz-") as name,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+    ):
         directory, port = Path(name), free_port()
+        manager.bind(str(directory / "notify"))
+        manager.settimeout(READY_TIMEOUT_S)
         url = kind.url(port)
         environment = {
             "HOST": HOST,
@@ -204,12 +210,15 @@ def serving(kind: ServerKind, **settings: str) -> Generator[Victim]:
             "API_KEY": secrets.token_hex(16),
             "DATABASE_URL": "sqlite://",
             "DRAIN_TIMEOUT_S": "0",
+            "NOTIFY_SOCKET": manager.getsockname(),
             **kind.environment,
             **{setting.upper(): value for setting, value in settings.items()},
         }
         with started(kind, directory, port, environment) as server:
             wait_ready(url, server.process, server.trust)
             wait_all_ready(kind, server.log)
+            if kind.module == "server":  # its parent opens more after its processes are ready
+                manager.recv(READY_MESSAGE_BYTES)
             yield Victim(kind, port, server.process.pid, server.log, server.trust)
 
 
@@ -609,8 +618,7 @@ def judged(victim: Victim, report: Report) -> Generator[None]:
 
 
 def _settled_descriptors(victim: Victim) -> dict[int, int]:
-    """As many as there are for a while: an answer of ours may still be open, or a parent's door not
-    yet."""
+    """As many as there are for a while: an answer of ours may still be open."""
     looks = [victim.descriptors()]
     while len(looks) < MAX_LOOKS and (
         len(looks) < 5 or any(look != looks[-1] for look in looks[-5:])

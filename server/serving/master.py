@@ -149,9 +149,11 @@ class Master:
                 return
             self._has_served = True
             self._begun.set()
-        self._detached.tell_ready()
         port = listener.getsockname()[1]
-        await Succession(listener, self._settings.host, port, self._read_agents).run()
+        succession = Succession(listener, self._settings.host, port, self._read_agents)
+        async with trio.open_nursery() as waiting:
+            await waiting.start(succession.run)
+            self._detached.tell_ready()
         self._relieved.set()
         listener.close()  # or nobody could listen there if the other server ended before this one
 

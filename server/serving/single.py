@@ -162,7 +162,7 @@ async def run(
                         return
                     app.service.step_in()
                 if succession is not None:
-                    waiting.start_soon(succession.run)
+                    await waiting.start(succession.run)
                 detached.tell_ready()
 
             async with trio.open_nursery() as waiting:

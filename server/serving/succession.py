@@ -185,16 +185,22 @@ class Succession:
         self._is_asked = False
         self._visitors = trio.CapacityLimiter(MOST_VISITORS)
 
-    async def run(self) -> None:
-        """Wait until relieved; one that cannot be found there serves all the same."""
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Wait until relieved; one that cannot be found there serves all the same.
+
+        Args:
+            task_status: Told when another server, or a reload, that comes now is answered.
+        """
         with self._listener:
             try:
                 point = private_directory(self._where) / "meet"
                 unix = _listen_in_place_of(point)
             except (ConfigurationError, OSError) as error:
                 logger.warning("this server cannot be taken over", error=str(error))
+                task_status.started()
                 await trio.sleep_forever()
             listener = OwnListener(unix)
+            task_status.started()
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(trio.serve_listeners, self._meet, [listener])

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from benchmarks.ports import free_port
 from server.carrier import CallStatus
@@ -438,14 +437,24 @@ async def _told_of_agents(reload_agents) -> str:
         port = listener.getsockname()[1]
         succession = Succession(listener, "127.0.0.1", port, reload_agents)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(succession.run)
-            await trio.testing.wait_all_tasks_blocked()
+            await nursery.start(succession.run)
             try:
                 told.append(await succession_module.reload_agents("127.0.0.1", port))
             except ConfigurationError as error:
                 told.append(f"wrong: {error}")
             nursery.cancel_scope.cancel()
     return told[0]
+
+
+async def test_a_server_that_cannot_be_met_serves_all_the_same(monkeypatch, tmp_path):
+    (too_long := tmp_path / ("long" * 40)).mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(too_long))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        succession = Succession(listener, "127.0.0.1", listener.getsockname()[1], None)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(succession.run)
+            assert not succession.relieved.is_set()
+            nursery.cancel_scope.cancel()
 
 
 async def test_whoever_wants_agents_read_is_told_what_came_of_it(monkeypatch):
