@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeAlias
@@ -129,7 +129,7 @@ class Toolbox:
             if call.id in self._open:
                 continue
             if not call.refusal and running >= min(room, self.MAX_AT_ONCE):
-                call = replace(call, refusal=_TOO_MANY)
+                call = msgspec.structs.replace(call, refusal=_TOO_MANY)
             running += not call.refusal
             refused += bool(call.refusal)
             scope = self._open[call.id] = trio.CancelScope()

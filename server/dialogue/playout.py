@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
+import msgspec
+
 from codec.ear import Played
 from codec.line import BYTES_PER_S
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
@@ -72,8 +74,7 @@ class _Turn:
         return self.cut or (self.finished and self.anchor_bytes >= self.sent_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class HeardTurn:
+class HeardTurn(msgspec.Struct, frozen=True):
     """How much of a turn reached the caller's ear."""
 
     turn: int

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from server.agent.agent import Agent
 from server.media.words import SoundPath
@@ -25,8 +26,7 @@ AGENT_RATE_HZ = 24_000
 """Rate of the pcm in :class:`AgentAudio` (gemini-live: output is always 24 kHz)."""
 
 
-@dataclass(frozen=True, slots=True)
-class AgentAudio:
+class AgentAudio(msgspec.Struct, frozen=True):
     """A chunk of what the agent says, usually much faster than real time."""
 
     pcm: bytes
@@ -36,23 +36,20 @@ class AgentAudio:
     """``trio.current_time()`` when the message was read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(msgspec.Struct, frozen=True):
     """The model heard the caller speak over this turn and has dropped the rest of it."""
 
     turn: int
     received_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationComplete:
+class GenerationComplete(msgspec.Struct, frozen=True):
     """Every piece of this turn's audio has been sent; absent in an interrupted turn."""
 
     turn: int
 
 
-@dataclass(frozen=True, slots=True)
-class TurnComplete:
+class TurnComplete(msgspec.Struct, frozen=True):
     """The turn is over as the model sees it: about a playing time after the last audio."""
 
     turn: int
@@ -63,30 +60,26 @@ class TurnComplete:
     """The model is still at work on its answer: another turn comes by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Working:
+class Working(msgspec.Struct, frozen=True):
     """The model says, apart from a turn's end, whether it is at work on more to say."""
 
     is_on: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CallerTranscript:
+class CallerTranscript(msgspec.Struct, frozen=True):
     """A piece of what the model's recogniser understood of the caller; best effort, unordered."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class AgentTranscript:
+class AgentTranscript(msgspec.Struct, frozen=True):
     """A piece of the text of this turn; leads its audio by up to seconds."""
 
     text: str
     turn: int
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(msgspec.Struct, frozen=True):
     """One function the model wants run; the answer must carry the same id."""
 
     id: str
@@ -96,22 +89,19 @@ class ToolCall:
     """Why the function must not be run, to be told to the model; "" if it may."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallsRequested:
+class ToolCallsRequested(msgspec.Struct, frozen=True):
     """The model waits for the answers to all of these."""
 
     calls: tuple[ToolCall, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallsCancelled:
+class ToolCallsCancelled(msgspec.Struct, frozen=True):
     """The model no longer wants these answers; answering anyway is an error."""
 
     ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ToolResult:
+class ToolResult(msgspec.Struct, frozen=True):
     """Our answer to one :class:`ToolCall`."""
 
     id: str
@@ -124,8 +114,7 @@ UNSPECIFIED = "MODALITY_UNSPECIFIED"
 """The modality of tokens whose own was not told, in the service's own word."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens the service counted, by direction and modality (``"AUDIO"``, ``"TEXT"`` …).
 
     The counts of one turn may be told several times while they grow: the last ones are the turn's.
@@ -144,15 +133,13 @@ class Usage:
     """False if a count was there that cannot be one."""
 
 
-@dataclass(frozen=True, slots=True)
-class GoingAway:
+class GoingAway(msgspec.Struct, frozen=True):
     """The connection will be closed by the service in this many seconds."""
 
     time_left_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ResumptionHandle:
+class ResumptionHandle(msgspec.Struct, frozen=True):
     """The session's newest handle, or None while it cannot be resumed."""
 
     handle: str | None
@@ -175,8 +162,7 @@ SMOOTH_GAP_S = 2.0
 """Longer than that, whoever speaks notices that nobody answers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reconnected:
+class Reconnected(msgspec.Struct, frozen=True):
     """The conversation goes on over a new connection; every reconnect gives exactly one."""
 
     reason: str
@@ -220,8 +206,7 @@ EventListener = Callable[[SessionEvent], None]
 """Called with each event the moment it has come; must not wait for anything."""
 
 
-@dataclass(frozen=True, slots=True)
-class PastTurn:
+class PastTurn(msgspec.Struct, frozen=True):
     """Something that has been said in this call, to tell a fresh session."""
 
     speaker: Literal["caller", "agent"]
@@ -229,8 +214,7 @@ class PastTurn:
     """As it was heard: an agent's turn up to where the caller cut it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How far a session has come, for another process that is to go on with it."""
 
     turn: int = 0

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks.__main__ import BENCHMARKS as COMMANDS
@@ -192,7 +193,9 @@ def test_a_state_takes_as_much_as_it_is_said_to_with_a_prompt_of_a_thousand_char
         replace(turn, text=" ".join(words[number * 15 : number * 15 + 15]))
         for number, turn in enumerate(state().transcript)
     ]
-    call = state(agent=replace(state().agent, prompt=prompt), transcript=tuple(turns))
+    call = state(
+        agent=msgspec.structs.replace(state().agent, prompt=prompt), transcript=tuple(turns)
+    )
 
     sealed = seal(call.encode(), "CA1", ["s" * 32])
 

@@ -93,9 +93,9 @@ def test_a_state_is_read_as_it_was_written():
 def test_whoever_takes_a_call_up_tells_its_own_receiver():
     url = "https://shop.example.com/hook"
     left = state()
-    own = dataclasses.replace(left.agent, events_url=url)
+    own = msgspec.structs.replace(left.agent, events_url=url)
 
-    found = CallState.decode(dataclasses.replace(left, agent=own).encode())
+    found = CallState.decode(msgspec.structs.replace(left, agent=own).encode())
 
     assert agent_of(found, Agent()).events_url == url
     assert agent_of(left, Agent(events_url=url)).events_url is None
@@ -117,7 +117,7 @@ def test_a_usual_state_is_small():
 
 
 def test_of_many_states_of_a_call_what_is_fixed_is_written_once():
-    members = {each.name: getattr(state(), each.name) for each in dataclasses.fields(CallState)}
+    members = msgspec.structs.asdict(state())
     fixed = {name: members.pop(name) for name in FIXED}
     writer = StateWriter()
 
@@ -135,7 +135,7 @@ def test_of_many_states_of_a_call_what_is_fixed_is_written_once():
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_a_state_is_read_as_it_was_written_if_it_is_just_short_enough_to_be_left_as_it_is(more):
-    members = {each.name: getattr(state(), each.name) for each in dataclasses.fields(CallState)}
+    members = msgspec.structs.asdict(state())
     writer = StateWriter()
     writer.fix({name: members.pop(name) for name in FIXED})
     members |= {"transcript": [], "model": ""}
@@ -214,7 +214,7 @@ def test_an_error_quotes_nothing_that_was_said():
 
 
 def test_a_state_beyond_all_bounds_is_not_written():
-    huge = dataclasses.replace(state().agent, prompt="x" * MAX_STATE_BYTES)
+    huge = msgspec.structs.replace(state().agent, prompt="x" * MAX_STATE_BYTES)
 
     with pytest.raises(StateTooLong, match="too long"):
         state(agent=huge).encode()
@@ -237,7 +237,7 @@ def test_any_bytes_are_a_state_or_an_error(written):
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
         max_leaves=8,
     ),
-    st.sampled_from([member.name for member in dataclasses.fields(CallState)]),
+    st.sampled_from(list(CallState.__struct_fields__)),
 )
 def test_any_json_in_the_place_of_a_member_is_a_state_or_an_error(value, name):
     try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -141,7 +141,7 @@ async def theirs(ours):
     cluster.join(3, where="offhook-left")
     cluster.publish()
     registry, now = cluster.registry, time.time()
-    talks = dataclasses.replace(
+    talks = msgspec.structs.replace(
         state(), kept_at=now, created_at=now, answered_at=now, ends_at=now + 3600.0,
         away=None, machine=None, tools=(),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx2
+import msgspec
 import pytest
 import trio
 from twilio.request_validator import RequestValidator
@@ -165,7 +166,7 @@ GONE = Member("gone", 7)
 def left_by_one_that_is_gone(store: Store, sid: str = CALL_SID) -> None:
     """A machine has died, and this is what it has left of a call that talked."""
     now = time.time()
-    left = dataclasses.replace(
+    left = msgspec.structs.replace(
         state(), kept_at=now, created_at=now, answered_at=now, ends_at=now + 3600.0,
         away=None, machine=None, tools=(),
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from functools import partial
 from math import inf
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -210,7 +210,7 @@ class Process:
             "kept_at": now, "created_at": now, "answered_at": now, "ends_at": now + 3600.0,
             "away": None, "machine": None, "tools": (),
         }  # fmt: skip
-        left: CallState = dataclasses.replace(state(), **(talked | differences))
+        left: CallState = msgspec.structs.replace(state(), **(talked | differences))
         self.store.states[SID] = left.encode()
         self.store.ended.discard(SID)
         return holding

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -174,7 +174,8 @@ class _Sum:
     other: int = 0
 
     def copy(self) -> _Sum:
-        return replace(self, prompt=dict(self.prompt), response=dict(self.response))
+        prompt, response = dict(self.prompt), dict(self.response)
+        return _Sum(self.usd, self.complete, prompt, response, self.other)
 
     def add(self, turn: _Turn, price: ModelPrice | None) -> None:
         """Add a turn's tokens, and their price as far as it is known."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -61,8 +60,7 @@ class StateUnreadable(ServerError):
     """What was kept of a call cannot be read, or is of a version that is not known here."""
 
 
-@dataclass(frozen=True, slots=True)
-class AgentState:
+class AgentState(msgspec.Struct, frozen=True):
     """The agent as the request changed it; its tools by name."""
 
     prompt: Long
@@ -84,8 +82,7 @@ class AgentState:
     events_url: Annotated[str, Meta(max_length=2_000)] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TurnState:
+class TurnState(msgspec.Struct, frozen=True):
     """One turn as it was heard."""
 
     speaker: Literal["caller", "agent"]
@@ -97,8 +94,7 @@ class TurnState:
     cut: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CostState:
+class CostState(msgspec.Struct, frozen=True):
     """What the call has come to cost until now."""
 
     prompt: Tokens
@@ -111,8 +107,7 @@ class CostState:
     agent_audio_s: Annotated[float, Meta(ge=0.0, le=1e9)]
 
 
-@dataclass(frozen=True, slots=True)
-class ToolState:
+class ToolState(msgspec.Struct, frozen=True):
     """A function that the model has called since it could be resumed last."""
 
     id: Short
@@ -120,8 +115,7 @@ class ToolState:
     is_done: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AwayState:
+class AwayState(msgspec.Struct, frozen=True):
     """A transfer that is under way: the carrier has the caller, and tells how that went."""
 
     destination: Short
@@ -132,8 +126,7 @@ class AwayState:
     """Whether nobody took the call there: the caller is on the way back."""
 
 
-@dataclass(frozen=True, slots=True)
-class MachineState:
+class MachineState(msgspec.Struct, frozen=True):
     """What is known of who has answered."""
 
     answered_by: AnsweredBy | None
@@ -142,8 +135,7 @@ class MachineState:
     """Whether the model has said that it is a machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class CallState:
+class CallState(msgspec.Struct, frozen=True):
     """A call, as far as another process needs it to go on."""
 
     kept_at: WallTime
@@ -180,7 +172,7 @@ class CallState:
     machine: MachineState | None
     """None for a call that does nothing about machines."""
     recording_parts: Annotated[int, Meta(ge=0, le=MAX_PARTS)]
-    outcome: Annotated[dict[Short, Any], Meta(max_length=MAX_PROPERTIES)] = field(
+    outcome: Annotated[dict[Short, Any], Meta(max_length=MAX_PROPERTIES)] = msgspec.field(
         default_factory=dict
     )
     """What the call has brought, by name."""
@@ -197,7 +189,7 @@ class CallState:
         Raises:
             StateTooLong: It is beyond all bounds.
         """
-        members = {each.name: getattr(self, each.name) for each in fields(self)}
+        members = msgspec.structs.asdict(self)
         writer = StateWriter()
         writer.fix({name: members.pop(name) for name in FIXED})
         return writer.write(members)

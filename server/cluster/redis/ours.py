@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import msgspec
+
 from server.cluster.registry import State
 
 MAX_KEPT_BYTES = 65_536
@@ -19,8 +21,7 @@ MAX_OVER = 100_000
 left to the time limit of its key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(msgspec.Struct, frozen=True):
     """What is to be said of a call."""
 
     call_sid: str

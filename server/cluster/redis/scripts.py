@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 CALL_TTL_S = 5 * 3600
 """How long a call's key outlives the last word of it; the carrier ends calls after four hours."""
@@ -29,8 +30,7 @@ Put = tuple[str, int, bytes | None]
 """A call, its generation, and its sealed state; None for a state that is not new."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """A script, and what it is called with."""
 
     script: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
 import structlog
@@ -442,7 +441,7 @@ class GeminiProtocol:
         late = self._counted.is_of_completed(
             usage, beside_content=beside_content, at_completion=completed
         )
-        events.append(replace(usage, turn=self.turn - 1 if late else self.turn))
+        events.append(msgspec.structs.replace(usage, turn=self.turn - 1 if late else self.turn))
 
     def _report_unknown(self, place: str, fields: Fields, known: frozenset[str]) -> None:
         for name in fields.names() - known:
