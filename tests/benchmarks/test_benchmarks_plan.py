@@ -190,7 +190,7 @@ def test_a_state_takes_as_much_as_it_is_said_to_with_a_prompt_of_a_thousand_char
     prompt = " ".join((ROOT / "docs" / "reliability.md").read_text().split())[:1_000]
     words = (ROOT / "docs" / "safety.md").read_text().split()
     turns = [
-        replace(turn, text=" ".join(words[number * 15 : number * 15 + 15]))
+        msgspec.structs.replace(turn, text=" ".join(words[number * 15 : number * 15 + 15]))
         for number, turn in enumerate(state().transcript)
     ]
     call = state(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from contextlib import suppress
 
@@ -192,7 +191,7 @@ def test_what_is_no_state_is_told_so(written):
         {"number": "1" * 300},
         {"handle": "h" * 10_000},
         {"direction": "sideways"},
-        {"transcript": [dataclasses.asdict(state().transcript[0])] * 21},
+        {"transcript": [msgspec.structs.asdict(state().transcript[0])] * 21},
         {"recording_parts": 1_000},
         {"metadata": {"n": 1}},
     ],
@@ -266,8 +265,8 @@ def test_any_json_in_the_place_of_a_member_is_a_state_or_an_error(value, name):
 )
 def test_what_nobody_could_read_is_refused_where_it_is_written(differences):
     whole = state()
-    agent = dataclasses.replace(whole.agent, **differences)
+    agent = msgspec.structs.replace(whole.agent, **differences)
 
     with pytest.raises(StateTooLong, match=f"{next(iter(differences))}") as refused:
-        dataclasses.replace(whole, agent=agent).encode()
+        msgspec.structs.replace(whole, agent=agent).encode()
     assert "xxxx" not in str(refused.value)

@@ -16,6 +16,7 @@ from server.carrier.asterisk.steps import (
     Drop,
     Fetch,
     Find,
+    Gone,
     HangUp,
     Heard,
     Join,
@@ -358,6 +359,30 @@ def test_a_call_that_is_gone_is_over():
     steps = talking().found(CALL, None, 20.0)
 
     assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "10"})]
+
+
+def test_a_call_that_is_gone_before_its_end_is_told_ends_as_is_told_then():
+    exchange = Exchange()
+    exchange.dial(OURS, "tick")
+
+    steps = exchange.found(OURS, None, 20.0)
+    ended = exchange.take(event("ChannelDestroyed", OURS, cause=17), 20.1)
+    later = exchange.found(OURS, None, 21.0, has_waited=True)
+
+    assert steps == [Gone(OURS)]
+    assert told(ended) == [StatusUpdate(OURS, CallStatus.BUSY, 1, {})]
+    assert later == []
+
+
+def test_a_call_that_is_gone_and_nothing_is_told_of_its_end_has_failed():
+    exchange = Exchange()
+    exchange.dial(OURS, "tick")
+
+    exchange.found(OURS, None, 20.0)
+    later = exchange.found(OURS, None, 21.0, has_waited=True)
+
+    assert told(later) == [StatusUpdate(OURS, CallStatus.FAILED, 1, {})]
+    assert exchange.legs == {}
 
 
 # -- between processes ---------------------------------------------------------------------

@@ -28,6 +28,7 @@ from server.carrier.asterisk.steps import (
     Drop,
     Fetch,
     Find,
+    Gone,
     HangUp,
     Heard,
     Join,
@@ -55,7 +56,7 @@ DIAL_TRIES = 3
 AGAIN_S = (0.5, 2.0, 5.0)
 """How long to wait before it is tried again to end what has to end."""
 TOLD_S = 1.0
-"""What has come just when we began to hear events is told by then."""
+"""What has come, or gone, just when we asked is told by then."""
 OVERTIME_S = 60.0
 """Asterisk itself ends a call that lasts so much longer than it may, should nobody here do it."""
 STATES = {"Up": CallStatus.IN_PROGRESS, "Ringing": CallStatus.RINGING, "Ring": CallStatus.RINGING}
@@ -507,7 +508,7 @@ class AsteriskCarrier:
         """
         call_sid = ""
         match failed:
-            case Drop() | HangUp() | Look() | Find() | Unfollow():
+            case Drop() | HangUp() | Look() | Gone() | Find() | Unfollow():
                 step = failed
             case StandIn() | SayThere() | Heard():
                 return
@@ -542,6 +543,10 @@ class AsteriskCarrier:
                 case Look(call_sid):
                     channel = await self._hands.look(call_sid)
                     self._do_later(self._exchange.found(call_sid, channel, trio.current_time()))
+                case Gone(call_sid):
+                    await trio.sleep(TOLD_S)
+                    now = trio.current_time()
+                    self._do_later(self._exchange.found(call_sid, None, now, has_waited=True))
                 case Find(call_sid):
                     await trio.sleep(TOLD_S)
                     channel = await self._hands.look(call_sid)

@@ -19,6 +19,7 @@ from server.carrier.asterisk.steps import (
     Drop,
     Fetch,
     Find,
+    Gone,
     HangUp,
     Heard,
     Join,
@@ -352,12 +353,23 @@ class Exchange:
             if leg.call_sid not in there or leg.is_away or leg.is_last or leg.answered_at is None
         ]
 
-    def found(self, call_sid: str, channel: Channel | None, now: float) -> list[Step]:
-        """How a call stands, as Asterisk has been asked; None where it knows of none."""
+    def found(
+        self, call_sid: str, channel: Channel | None, now: float, *, has_waited: bool = False
+    ) -> list[Step]:
+        """How a call stands, as Asterisk has been asked.
+
+        Args:
+            call_sid: The call.
+            channel: What Asterisk knows of it; None where that is nothing.
+            now: The time.
+            has_waited: Whether why it is gone would have been told by now.
+        """
         leg = self.legs.get(call_sid)
         if leg is None:
             return []
         if channel is None:
+            if leg.answered_at is None and not has_waited:
+                return [Gone(call_sid)]
             return self._destroyed(call_sid, 0, 0, now)  # why is nowhere to be asked
         if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
             self.forget(call_sid)

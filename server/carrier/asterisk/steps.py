@@ -100,6 +100,13 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Gone:
+    """A call that nobody has answered is not there any more: why may be told yet."""
+
+    call_sid: str
+
+
+@dataclass(frozen=True, slots=True)
 class Find:
     """A channel is there of which nothing was told: it may be told yet, or was left behind."""
 
@@ -172,6 +179,7 @@ Step = (
     | Move
     | Continue
     | Look
+    | Gone
     | Find
     | Unfollow
     | Fetch
