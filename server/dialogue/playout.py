@@ -12,8 +12,9 @@ is sent again if the caller did not mean to interrupt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import inf
 
 import msgspec
@@ -132,6 +133,7 @@ class Playout:
         self._paused = False  # something of ours stood between two pieces of a turn
         self._holds = 0
         self._turns: list[_Turn] = []
+        self._settled = 0  # of them, those at the beginning that are summed up
         self.cushion = cushion or Cushion()
         self._made: dict[int, int] = {}  # bytes of each turn
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
@@ -422,25 +424,24 @@ class Playout:
         self.cushion.trip(now - self._marks_out.pop(name))
         self.timeline.marks_out = len(self._marks_out)
         number, milliseconds = (int(part) for part in name.split(":")[:2])
-        for turn in self._turns:
-            if turn.number == number and not turn.cut:
-                turn.anchor_bytes = milliseconds * (BYTES_PER_S // 1000)
-                turn.anchor_at = now
-                if not self.keys:  # what they take is in no turn
-                    _catch_up(self.timeline, turn, self._turns, now)
-                if turn.finished and turn.anchor_bytes >= turn.sent_bytes // 8 * 8:
-                    turn.anchor_bytes = turn.sent_bytes
-                    return self._heard(turn, now)
+        turn = _of(self._turns, number)
+        if turn is None or turn.cut:
+            return None
+        turn.anchor_bytes = milliseconds * (BYTES_PER_S // 1000)
+        turn.anchor_at = now
+        if not self.keys:  # what they take is in no turn
+            _catch_up(self.timeline, turn, self._turns, now)
+        if turn.finished and turn.anchor_bytes >= turn.sent_bytes // 8 * 8:
+            turn.anchor_bytes = turn.sent_bytes
+            return self._heard(turn, now)
         return None
 
     # -- what the caller hears -------------------------------------------------------------
 
     def heard_s(self, now: float) -> float:
         """Seconds of agent audio the caller has heard so far, over all turns."""
-        heard = self._heard_before_bytes
-        for turn in self._turns:
-            is_known = not turn.cut and turn.anchor_bytes >= turn.sent_bytes  # as of most
-            heard += turn.sent_bytes if is_known else turn.heard_bytes(now)
+        live = self._turns[self._settled :]
+        heard = self._heard_before_bytes + sum(turn.heard_bytes(now) for turn in live)
         return heard / BYTES_PER_S
 
     def heard_before(self, seconds: float) -> None:
@@ -449,9 +450,8 @@ class Playout:
 
     def turn_heard(self, number: int, now: float) -> HeardTurn | None:
         """How much of this turn the caller has heard; None if there is nothing of it."""
-        for turn in self._turns:
-            if turn.number == number:
-                return self._heard(turn, now)
+        if (turn := _of(self._turns, number)) is not None:
+            return self._heard(turn, now)
         if number not in self._made:
             return None
         made_s, cut = self._made[number] / BYTES_PER_S, number <= self._cut_up_to
@@ -462,8 +462,8 @@ class Playout:
 
         Or would have, without what the caller waited for it at its beginning.
         """
-        silent_s = sum(turn.starved_s for turn in self._turns if turn.number == number)
-        return max(silent_s, self.cushion.late_s(number))
+        turn = _of(self._turns, number)
+        return max(0.0 if turn is None else turn.starved_s, self.cushion.late_s(number))
 
     def is_playing(self, now: float) -> bool:
         """Whether the caller is hearing the agent now, as far as can be known."""
@@ -479,7 +479,7 @@ class Playout:
     def all_heard(self) -> bool:
         """Whether every turn is finished and the caller has heard it to its end, or its cut."""
         nothing_left = not (self._queue or self.keys) and self._mark is None
-        return nothing_left and all(turn.is_over for turn in self._turns)
+        return nothing_left and all(turn.is_over for turn in self._turns[self._settled :])
 
     @property
     def queued_s(self) -> float:
@@ -498,12 +498,17 @@ class Playout:
         )
 
     def _turn(self, number: int) -> _Turn:
-        for turn in self._turns:
-            if turn.number == number:
-                return turn
-        if len(self._turns) == MAX_TURNS:
-            oldest = self._turns.pop(0)
-            self._heard_before_bytes += oldest.anchor_bytes if oldest.cut else oldest.sent_bytes
+        if (turn := _of(self._turns, number)) is not None:
+            return turn
+        is_full = len(self._turns) == MAX_TURNS
+        for old in self._turns[self._settled :]:
+            if not old.is_over and (self._settled or not is_full):
+                break
+            self._heard_before_bytes += old.anchor_bytes if old.cut else old.sent_bytes
+            self._settled += 1
+        if is_full:
+            del self._turns[0]
+            self._settled -= 1
         turn = _Turn(number)
         self._turns.append(turn)
         return turn
@@ -552,9 +557,18 @@ class Playout:
         return SendMark(name)
 
 
-def _catch_up(timeline: Played, marked: _Turn, turns: Iterable[_Turn], now: float) -> None:
+def _of(turns: Sequence[_Turn], number: int) -> _Turn | None:
+    """The turn of this number: one of the last, as a rule."""
+    for turn in reversed(turns):
+        if turn.number == number:
+            return turn
+    return None
+
+
+def _catch_up(timeline: Played, marked: _Turn, turns: Sequence[_Turn], now: float) -> None:
     """Believe a mark that comes much too early: it is our clock that has stood for a while."""
-    later = [turn for turn in turns if turn.number > marked.number and not turn.cut]
+    after = takewhile(lambda turn: turn is not marked, reversed(turns))
+    later = [turn for turn in after if turn.number > marked.number and not turn.cut]
     unplayed_bytes = sum(turn.sent_bytes - turn.anchor_bytes for turn in (marked, *later))
     early_s = timeline.play_end - now - unplayed_bytes / BYTES_PER_S
     if early_s >= EARLY_S:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.agent.agent import Agent
+from server.call.takeover import keeping
 from server.call.takeover.going_on import agent_of
 from server.call.takeover.state import (
     FIXED,
@@ -28,6 +29,7 @@ from server.call.takeover.state import (
     TurnState,
 )
 from server.carrier import AnsweredBy, CallStatus
+from server.dialogue.transcript import SpokenTurn
 
 PROMPT = (
     "You answer the telephone of a restaurant. Be brief and friendly, take reservations, and tell "
@@ -270,3 +272,26 @@ def test_what_nobody_could_read_is_refused_where_it_is_written(differences):
     with pytest.raises(StateTooLong, match=f"{next(iter(differences))}") as refused:
         msgspec.structs.replace(whole, agent=agent).encode()
     assert "xxxx" not in str(refused.value)
+
+
+@given(st.lists(st.sampled_from(["turn", "more", "drop", "keep"]), max_size=120))
+def test_the_last_turns_are_kept_as_they_are_however_many_there_were(steps):
+    turns, dropped, written = [], 0, keeping._Turns()
+
+    for number, step in enumerate([*steps, "keep"]):
+        match step:
+            case "turn":
+                turns.append(SpokenTurn("caller", float(number), text="a"))
+            case "more" if turns:
+                turns[-1].text += "b"
+            case "drop" if len(turns) > 8:
+                del turns[0]
+                dropped += 1
+            case "keep":
+                count = dropped + len(turns)
+                kept = written.written(turns, count, lambda turn: turn.text.encode())
+
+    texts = [bytes(each).decode() for each in kept]
+    now = [turn.text for turn in turns[-keeping.MAX_TURNS :]]
+    assert texts[len(texts) - len(now) :] == now
+    assert len(texts) <= keeping.MAX_TURNS

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.carrier import CarrierCommand, Clear, SendAudio, SendMark
-from server.dialogue.playout import MAX_HOLD_S, Playout
+from server.dialogue.playout import MAX_HOLD_S, MAX_TURNS, Playout
 from server.simulators.phone import Earpiece
 from tests.support.playouts import SECOND, drain, opened
 
@@ -239,6 +239,24 @@ def test_a_gap_in_the_models_delivery_is_not_counted_as_heard():
     drain(playout, 3.0)
 
     assert playout.heard_s(3.25) == pytest.approx(0.75)
+
+
+def test_what_was_heard_of_many_turns_is_what_was_heard_of_each():
+    playout, heard_s = opened(), 0.0
+
+    for turn in range(1, 2 * MAX_TURNS):
+        at = 2.0 * turn
+        playout.push(SECOND, turn)
+        if turn % 3:
+            playout.finish_turn(turn)
+        marks = [each.name for each in drain(playout, at) if isinstance(each, SendMark)]
+        if turn % 5 == 0:
+            playout.interrupt(turn, at + 0.25)
+        for name in marks if turn % 7 else ():
+            playout.mark_reached(name, at + 1.0)
+        drain(playout, at + 1.0)
+        heard_s += 1.0 if turn % 5 else 0.25
+        assert playout.heard_s(at + 1.5) == pytest.approx(heard_s)
 
 
 def test_the_next_turn_is_heard_after_the_one_before_it():

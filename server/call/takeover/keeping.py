@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -89,7 +88,7 @@ class Keeping:
         self._has_greeted = state is not None and state.greeted
         self._parts_before = 0 if state is None else state.recording_parts
         self._told: set[str] = set()
-        self._turns: dict[int, _Written] = {}
+        self._turns = _Turns()
 
     @contextmanager
     def going_on(self) -> Generator[None]:
@@ -176,8 +175,9 @@ class Keeping:
         out of the path's hands: each event of the session's does so before it says what is new.
         """
         c, session, away = self._conversation, self._conversation.session.standing, None
-        transcript = self._transcript(now)
+        c.write_heard(now, last=MAX_CHANGING)
         turns, told = c.notes.transcript.counts
+        transcript = self._turns.written(c.notes.transcript.turns, turns, self._turn)
         if (transfer := self._handover.under_way) is not None:
             destination, number, is_sure, has_failed = transfer
             away = AwayState(bounded(destination), bounded(number), is_sure, has_failed)
@@ -228,19 +228,6 @@ class Keeping:
             )
         return self._has_greeted
 
-    def _transcript(self, now: float) -> list[msgspec.Raw]:
-        """The last turns; of most nothing more is heard, and they are written once."""
-        c = self._conversation
-        c.write_heard(now, last=MAX_CHANGING)
-        known, self._turns = self._turns, {}
-        turns = c.notes.transcript.turns[-MAX_TURNS:]
-        for place, turn in enumerate(turns, MAX_CHANGING - len(turns)):
-            written = known.get(id(turn))
-            if written is None or (place >= 0 and written.version != _version(turn)):
-                written = _Written(turn, _version(turn), msgspec.Raw(self._turn(turn)))
-            self._turns[id(turn)] = written
-        return [written.content for written in self._turns.values()]
-
     def _turn(self, turn: SpokenTurn) -> bytes:
         c = self._conversation
         has_words = c.options.transcripts and not turn.is_ahead
@@ -276,18 +263,42 @@ class Keeping:
         return MachineState(machine.answered_by, stage, machine.was_told)
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """A turn as it was written down."""
+class _Turns:
+    """The last turns as they are written down: once, as nothing more is heard of most."""
 
-    turn: SpokenTurn
-    """Kept, so that no other has its identity."""
-    version: tuple[object, ...]
-    content: msgspec.Raw
+    def __init__(self) -> None:
+        self._old: list[msgspec.Raw] = []
+        self._old_count = 0
+        self._newest: dict[int, tuple[object, msgspec.Raw]] = {}
 
+    def written(
+        self, turns: Sequence[SpokenTurn], count: int, write: Callable[[SpokenTurn], bytes]
+    ) -> list[msgspec.Raw]:
+        """The last of them.
 
-def _version(turn: SpokenTurn) -> tuple[object, ...]:
-    return len(turn.text), turn.heard_s, turn.made_s, turn.cut, turn.complete
+        Args:
+            turns: The call's, but for those that were dropped from the beginning.
+            count: How many there were, with those.
+            write: Writes one down.
+        """
+        old = max(0, count - MAX_CHANGING)
+        first = max(self._old_count, old - MAX_TURNS, count - len(turns))
+        for number in range(first, old):
+            self._old.append(self._one(number, turns[number - count], write))
+        self._old_count = old
+        del self._old[:-MAX_TURNS]
+        newest = range(max(old, count - len(turns)), count)
+        contents = [self._one(number, turns[number - count], write) for number in newest]
+        self._newest = {number: self._newest[number] for number in newest}
+        return [*self._old, *contents][-MAX_TURNS:]
+
+    def _one(
+        self, number: int, turn: SpokenTurn, write: Callable[[SpokenTurn], bytes]
+    ) -> msgspec.Raw:
+        version = len(turn.text), turn.heard_s, turn.made_s, turn.cut, turn.complete
+        if (known := self._newest.get(number)) is None or known[0] != version:
+            known = self._newest[number] = version, msgspec.Raw(write(turn))
+        return known[1]
 
 
 def _agent_state(agent: Agent, *, is_played: bool) -> AgentState:
