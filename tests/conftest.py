@@ -26,6 +26,7 @@ os.environ.setdefault("VOICE_JUDGE", "off")
 
 # Nor does how long one takes: the machine may be busy.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("few", settings.get_profile("busy"), max_examples=25)
 settings.load_profile("busy")
 
 # Nor is a traceback of many colours drawn where nobody looks: that takes half a second.

@@ -54,7 +54,7 @@ class Spec:
     has_networks: bool = False
     """Whether each node has a network of its own."""
     are_apart: bool = False
-    """Whether each node is a server of its own, and the first one alone has a registry."""
+    """Whether each node is a server of its own, and only the one in the middle has a registry."""
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -357,7 +357,7 @@ def _start_nodes(world: World, stack: ExitStack, homes: dict[str, Any], calls: i
             file.write_text(balancer.tunnel_configuration(inside, home / "tunnels.sock"))
             _run(world, [*network.command, "haproxy", "-db", "-f", str(file)], "tunnels.log")
         own_port = place.address.rpartition(":")[2]
-        is_in = bool(world.redis) and not (spec.are_apart and number)
+        is_in = bool(world.redis) and (not spec.are_apart or number == len(names) // 2)
         alone = spec.are_apart or not is_in
         environment = {
             "HOST": host,
