@@ -61,7 +61,7 @@ class Measured:
     setup_ops: int = 5
     """Registry operations of one call beside its state: its turn to be dialled, claim, end, and
     its place in the list of its process's calls."""
-    beat_s: float = 0.5
+    beat_s: float = 0.75
     """How often a process says how it is and hears how the others are, in one operation."""
 
 

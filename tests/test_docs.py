@@ -94,7 +94,7 @@ def test_the_files_of_rooms_that_the_design_names_are_there():
 def test_what_the_run_of_everything_provides_is_what_tests_may_not_do_without(monkeypatch):
     run = (ROOT / ".ci" / "run").read_text()
     tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("*.py"))
-    provided = set(re.findall(r"(?m)^provide (\w+)|export REQUIRE_(\w+)=1", run))
+    provided = set(re.findall(r"(?m)^  '([A-Z]+) |export REQUIRE_(\w+)=1", run))
 
     names = {name.lower() for pair in provided for name in pair if name}
     assert names == set(re.findall(r"is_required\(\"(\w+)\"\)", tests))

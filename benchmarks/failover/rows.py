@@ -435,9 +435,7 @@ def _cost(world: World, calls: int) -> Outcome:
     registry.append(Usage.of(world.redis[0].port))
     place(world, calls)
     registry.append(Usage.of(world.redis[0].port))
-    shares = [
-        [each / calls for each in _cpu_with_and_without(world, COST_S)] for _ in range(2)
-    ]
+    shares = [[each / calls for each in _cpu_with_and_without(world, COST_S)] for _ in range(2)]
     until = time.monotonic()
     registry.append(Usage.of(world.redis[0].port))
     outcome.calls = [noticed(t, until, until) for t in see(world).traces if t.was_up(until)]

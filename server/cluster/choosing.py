@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from server.cluster.registry import Member, Seen
 
-QUIET_S = 1.5
-"""Of a process of another machine something is heard every second, even if both are late."""
+QUIET_S = 2.0
+"""Of a process of another machine something is heard more often, even if both are late."""
 ASK_TIMEOUT_S = 0.5
 ASKS = 2
 """So often one that is silent is asked itself, before it counts as gone."""

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from server.cluster.choosing import QUIET_S, asked_from_s
 from server.cluster.proof import Prover
 from server.cluster.redis import beats
 from server.cluster.redis.answers import heard
 from server.cluster.redis.members import Members
+from server.cluster.redis.registry import beat_every_s
 from server.cluster.redis.scripts import Steps
 from server.cluster.registry import Load, Member, Seen
 
@@ -52,6 +54,15 @@ def test_whatever_a_load_is_others_can_read_it(load):
     assert (seen.member, seen.address, seen.age_s) == (OTHER, "http://n1:8000", 0.6)
     assert seen.load.accepts is load.accepts
     assert 0 <= seen.load.dials_in_s <= 1e9
+
+
+@pytest.mark.parametrize("lease_s", [1.0, 1.7, 2.0, 3.0, 60.0])
+def test_a_member_that_beats_is_not_taken_for_silent_however_short_a_lease_is(lease_s):
+    # It beats just after it was read, and is read just before it beats again.
+    longest_s = 2 * beat_every_s(lease_s)
+
+    assert longest_s <= asked_from_s(lease_s)
+    assert longest_s < QUIET_S
 
 
 @given(st.binary(max_size=40), st.binary(max_size=60))

@@ -32,4 +32,5 @@ def redis_registry(settings: Settings, me: Member, metrics: RegistryMetrics) -> 
         [secret.get_secret_value() for secret in settings.cluster_secret],
         metrics,
         settings.registry_timeout_s,
+        settings.lease_s,
     )

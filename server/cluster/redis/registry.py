@@ -12,6 +12,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import TypeVar
 
 import structlog
@@ -41,7 +42,10 @@ from server.supervision import Start
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-BEAT_S, SOONEST_BEAT_S = 0.5, 0.05
+BEAT_S, SOONEST_BEAT_S = 0.75, 0.05
+"""From one beat to the next, at most: half of what a call costs with a registry is beats."""
+BEATS_A_LEASE = 4
+"""At least: one that is heard of so late, and heard late itself, is not silent yet."""
 AWAY_S = (0.1, 1.0)
 """Before the registry is tried again: at first, and at most."""
 WHOLE_AFTER_S = 4.0
@@ -50,6 +54,11 @@ LEAVING_S = 2.0
 MAX_ASKED_AT_ONCE = 100
 
 T = TypeVar("T")
+
+
+def beat_every_s(lease_s: float) -> float:
+    """From one beat to the next, where a member may be silent for so long."""
+    return min(BEAT_S, lease_s / BEATS_A_LEASE)
 
 
 class RedisRegistry:
@@ -62,6 +71,7 @@ class RedisRegistry:
         cluster_secrets: What the state of calls is sealed with: with the first, opened with any.
         metrics: Told when it is away and back.
         timeout_s: How long anything waits for an answer.
+        lease_s: How long a member may be silent.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class RedisRegistry:
         cluster_secrets: Sequence[str],
         metrics: RegistryMetrics,
         timeout_s: float = 0.5,
+        lease_s: float = inf,
     ) -> None:
         self.me = me
         self.on_lost: Callable[[str, int], None] = nobody_minds
@@ -79,6 +90,7 @@ class RedisRegistry:
         self._secrets = tuple(cluster_secrets)
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._lease_s = lease_s
         self._steps = Steps(address.prefix, is_sharded=address.kind == "cluster")
         self._connection: Connection | None = None
         self._is_away: bool | None = None
@@ -156,10 +168,11 @@ class RedisRegistry:
             logger.warning("the registry is away; calls go on without it", reasons=kinds)
 
     async def _beat_on(self, connection: Connection) -> None:
-        """Say how we are, and hear how the others are, twice a second and when it matters."""
+        """Say how we are, and hear how the others are, now and then and when it matters."""
+        every_s = beat_every_s(self._lease_s)
         while True:
             beat_at = trio.current_time()
-            with trio.move_on_at(next_tick(beat_at, BEAT_S)) as waiting:
+            with trio.move_on_at(next_tick(beat_at, every_s)) as waiting:
                 await self._beat_now.wait()
             if not waiting.cancelled_caught:
                 await trio.sleep_until(beat_at + SOONEST_BEAT_S)
