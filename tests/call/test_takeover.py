@@ -877,6 +877,34 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
     assert "voicemail system is recording" in texts[0]
 
 
+async def test_a_message_of_an_agent_that_has_hung_up_is_left_again_and_ends_the_call(
+    autojump_clock, nursery
+):
+    options = CallOptions(
+        voicemail=VoicemailPolicy.LEAVE_MESSAGE, media_timeout_s=600.0, greeting_protect_s=0.0
+    )
+    async with two(nursery, options=options) as (registry, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        call.report_machine(MachineVerdict(SID, AnsweredBy.MACHINE_END_BEEP, 3.0))
+        call.report_voicemail()
+        await trio.sleep(4.0)
+        call.hang_up_when_heard()
+        call.conversation.notes.keep_now()
+        kept = registry.state
+        await first.die()
+        taken = second.take_up(AGENT)
+        again = await second.connect(nursery)
+        texts = [text for _, text in second.calls.model.session.texts]
+        await says(second, again, 2, "Please call us back.")
+        await taken.finished.wait()
+
+    assert (kept.machine.stage, kept.is_leaving) == ("message", True)
+    assert len(texts) == 1
+    assert "voicemail system is recording" in texts[0]
+    assert taken.end_reason is EndReason.VOICEMAIL
+
+
 async def test_who_has_answered_is_kept_as_soon_as_it_is_known(autojump_clock, nursery):
     options = CallOptions(
         voicemail=VoicemailPolicy.HANG_UP, media_timeout_s=600.0, greeting_protect_s=0.0

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
 
 from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
@@ -278,6 +279,34 @@ async def test_the_end_of_a_call_is_written_though_nothing_else_is_new(three, mo
 
     await until(lambda: first._writing._ours.unsaid == 0)
     assert await second.calls_of(first.me) == {}
+
+
+async def test_what_is_new_is_written_at_once_though_a_beat_had_nothing_to_say(redis, monkeypatch):
+    monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+    async with member(redis.url) as one:
+        await wait_all_tasks_blocked()
+        await one._beat(one._connection)  # and the next is an hour off
+        await one.claim("CA1")
+        one.keep("CA1", 1, b"state")
+
+        await until(lambda: one._writing._ours.unsaid == 0)
+
+
+async def test_a_process_that_ceases_to_take_calls_says_so_though_it_has_just_beaten(
+    redis, monkeypatch
+):
+    monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+    async with member(redis.url) as one, member(redis.url, "other") as other:
+        await wait_all_tasks_blocked()
+        await one._beat(one._connection)
+        one.publish(Load(draining=True))
+
+        async def is_heard() -> bool:
+            await other._beat(other._connection)
+            (seen,) = other.others().values()
+            return seen.load.draining
+
+        await until(is_heard)
 
 
 async def test_what_is_kept_in_haste_is_there_before_a_call_is_said_to_be_ours(three, monkeypatch):

@@ -68,6 +68,26 @@ async def test_a_primary_that_is_killed_is_replaced_and_told_all_of_it(started):
         assert b"role:master" in replica.ask("INFO", "replication")
 
 
+async def test_one_server_that_turns_out_to_be_a_clusters_does(started):
+    (port,), (bus_port,) = free_ports(1), free_ports(1)
+    alone = started(
+        RedisServer,
+        *("--cluster-enabled", "yes", "--cluster-config-file", f"nodes-{port}.conf"),
+        *("--cluster-port", str(bus_port)),
+        port=port,
+    )
+    assert alone.ask("CLUSTER", "ADDSLOTSRANGE", "0", "16383") == b"+OK\r\n"
+    await until(lambda: b"cluster_state:ok" in alone.ask("CLUSTER", "INFO"))
+
+    async with member(f"redis://127.0.0.1:{port}", "n0") as one:
+        for number in range(20):
+            one.announce(f"CA{number}", 1)
+            one.keep(f"CA{number}", 1, b"state")
+        await until(lambda: one._writing._ours.unsaid == 0)
+
+        assert len(await surely(partial(one.calls_of, one.me))) == 20
+
+
 async def test_a_cluster_of_shards_does(started):
     ports, bus_ports = free_ports(2), free_ports(2)
     shards = [

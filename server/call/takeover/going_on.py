@@ -166,7 +166,7 @@ def go_on(
         )
     elif machine is not None and state.machine is not None and state.machine.stage == "message":
         c.stage = Stage.TO_MACHINE
-    if state.is_leaving:
+    if state.is_leaving and c.stage is not Stage.TO_MACHINE:  # which ends with its message
         farewell.leave_it_to_the_agent(EndReason.AGENT_HUNG_UP)
     return ends_at
 

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from server.agent.agent import Agent
-from server.call.conversation import Conversation, Stage
+from server.call.conversation import Conversation
 from server.call.farewell import Farewell
 from server.call.handover import Handover
 from server.call.machine import Machine
@@ -258,7 +258,7 @@ class Keeping:
         if (machine := self._machine) is None:
             return None
         stage: Literal["open", "message", "over"] = "over" if machine.is_over else "open"
-        if self._conversation.stage is Stage.TO_MACHINE:
+        if self._conversation.speaks_to_machine:  # to the end, though the agent has hung up
             stage = "message"
         return MachineState(machine.answered_by, stage, machine.was_told)
 

@@ -110,7 +110,7 @@ def flags(answer: object, count: int = 1) -> list[bool]:
     found = answer if isinstance(answer, list | tuple) else ()
     if len(found) == count and all(_is_whole(one, 0, 1) for one in found):
         return [bool(one) for one in found]
-    raise OddAnswer(f"with a list of {count} times 1 or 0", answer)
+    raise OddAnswer("with 1 or 0 for each call", answer)
 
 
 def call_sids(answer: object) -> list[str]:

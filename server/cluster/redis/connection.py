@@ -175,6 +175,11 @@ def reasons(failure: BaseException) -> Iterator[BaseException]:
         yield failure
 
 
+def is_sharding(failure: BaseException) -> bool:
+    """Whether a server turns out to be a cluster's, which takes no step with keys of two calls."""
+    return "CrossSlot" in type(failure).__name__ or "CROSSSLOT" in str(failure)
+
+
 def is_theirs(failure: BaseException) -> bool:
     """Whether a failure is the network's or the server's, and not a bug.
 

@@ -20,7 +20,13 @@ import trio
 
 from server.cluster.proof import Prover
 from server.cluster.redis import answers
-from server.cluster.redis.connection import Connection, is_theirs, open_connection, reasons
+from server.cluster.redis.connection import (
+    Connection,
+    is_sharding,
+    is_theirs,
+    open_connection,
+    reasons,
+)
 from server.cluster.redis.members import Members
 from server.cluster.redis.scripts import Step, Steps
 from server.cluster.redis.writing import Writing
@@ -155,6 +161,8 @@ class RedisRegistry:
         """The registry is away; a bug of ours is told with its traceback, but costs no more."""
         self._connection = None
         found = list(reasons(failures))
+        if any(map(is_sharding, found)):
+            self._steps.is_sharded = True
         if odd := [each for each in found if isinstance(each, answers.OddAnswer)]:
             self._tell_odd(odd[0])
         elif not all(map(is_theirs, found)):
@@ -169,17 +177,17 @@ class RedisRegistry:
 
     async def _beat_on(self, connection: Connection) -> None:
         """Say how we are, and hear how the others are, now and then and when it matters."""
-        every_s = beat_every_s(self._lease_s)
         while True:
             beat_at = trio.current_time()
-            with trio.move_on_at(next_tick(beat_at, every_s)) as waiting:
+            with trio.move_on_at(next_tick(beat_at, beat_every_s(self._lease_s))) as waiting:
                 await self._beat_now.wait()
             if not waiting.cancelled_caught:
                 await trio.sleep_until(beat_at + SOONEST_BEAT_S)
             await self._beat(connection)
 
     async def _beat(self, connection: Connection) -> None:
-        self._beat_now = trio.Event()
+        if self._beat_now.is_set():  # else somebody waits for this one
+            self._beat_now = trio.Event()
         step, told = self._members.beat(trio.current_time())
         (answer,) = await self._writing.write(connection, step)
         heard = answers.heard(answer)

@@ -180,12 +180,13 @@ class Steps:
 
     Args:
         prefix: What all of its keys begin with.
-        is_sharded: Whether a step may touch the keys of but one call: others may be elsewhere.
+        is_sharded: Whether a step may touch the keys of but one call: others may be elsewhere. It
+            may turn out later.
     """
 
     def __init__(self, prefix: str, *, is_sharded: bool = False) -> None:
         self._prefix = prefix
-        self._is_sharded = is_sharded
+        self.is_sharded = is_sharded
         self._members = f"{prefix}{{nodes}}"
 
     def _call(self, call_sid: str) -> str:
@@ -222,7 +223,7 @@ class Steps:
         """Say that calls are a member's, and their states, unless somebody has them since: a list
         of 1 or 0. As few steps as may be: each costs its client as much as a state's making.
         """
-        if self._is_sharded and len(calls) > 1:
+        if self.is_sharded and len(calls) > 1:
             return [step for one in calls for step in self.put(member, [one])]
         if not calls:
             return []

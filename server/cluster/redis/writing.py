@@ -1,7 +1,7 @@
 """Telling the registry what is new of our calls: what has gathered in 50 ms, in one go.
 
-A newer state of a call that has one already goes along with the next beat: a go costs as much as
-fifteen calls in it, and nothing is decided by a state that is a moment older.
+A newer state of a call that has one already goes along with the next beat: a go of its own costs as
+much as many calls in it, and nothing is decided by a state that is a moment older.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Writing:
             What those are answered.
         """
         async with self._one_go:
-            self._haste = trio.Event()
+            if self._haste.is_set():  # else somebody waits for this one
+                self._haste = trio.Event()
             strike_off, self._strike_off = self._strike_off, {}
             try:
                 writes = self._ours.take(MAX_WRITES)
