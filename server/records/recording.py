@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -252,6 +253,21 @@ def _file_name(call_sid: str, part: int) -> str:
 # ------------------------------------------------------------------------------------------
 # All calls
 
+_Piece = tuple[Recorder, bytes, bytes, bool]
+"""Of a recording, what the caller said and the agent, and whether that is all."""
+
+
+def _reason_of(error: Exception | None, *, is_slow: bool) -> str | None:
+    """Why a recording ends; None for one that does not."""
+    match error:
+        case None:
+            return "disk-too-slow" if is_slow else None
+        case OSError() if not isinstance(error, NoThread):
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            return "disk-full" if is_full else "disk-error"
+        case _:
+            return "error"
+
 
 def check_directory(directory: Path, setting: str = "RECORDINGS_DIR") -> None:
     """Make the folder of a setting, and find out whether files can be made in it.
@@ -289,6 +305,8 @@ class Recordings:
         self._retention_days = retention_days
         self._recorders: set[Recorder] = set()
         self._files: dict[Recorder, _WavFile] = {}
+        self._left: list[_Piece] = []  # for the next time
+        self._refused_at = inf
         self._ended = trio.Event()
         # A disk that hangs takes no other work's thread: calls need some, to ask for names.
         self._thread = trio.CapacityLimiter(1)
@@ -345,12 +363,13 @@ class Recordings:
                 for recorder in self._recorders:
                     if recorder.ended_at is None:
                         recorder.end(now)
-                await self._write()
+                await self._write(is_last_time=True)
             raise
 
-    async def _write(self) -> None:
+    async def _write(self, *, is_last_time: bool = False) -> None:
         """Take what there is from every recorder, write it, and see what became of it."""
-        work = list(self._take(trio.current_time() + missed_s()))
+        work = [*self._left, *self._take(trio.current_time() + missed_s())]
+        self._left = []
         if not work:
             return
         failures: dict[Recorder, Exception] = {}
@@ -358,30 +377,48 @@ class Recordings:
         def write_all() -> None:
             for recorder, caller, agent, is_last in work:
                 try:
-                    self._append(recorder, caller, agent, is_last)
+                    if recorder not in failures:
+                        self._append(recorder, caller, agent, is_last)
                 except Exception as raised:
                     failures[recorder] = raised
 
         with trio.move_on_after(MAX_BUFFER_S) as patience:
             try:
                 await self._in_thread(write_all)
+                self._refused_at = inf
             except NoThread as no_thread:
-                failures = dict.fromkeys((recorder for recorder, *_ in work), no_thread)
-        for recorder, caller, _, is_last in work:
+                if is_last_time:
+                    write_all()  # here: nobody is left whom that holds up
+                elif self._put_off(work, trio.current_time()):
+                    return
+                else:
+                    failures = dict.fromkeys((recorder for recorder, *_ in work), no_thread)
+        for recorder, _, _, is_last in work:
             error = failures.get(recorder)
-            if isinstance(error, OSError) and not isinstance(error, NoThread):
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-                self._stop(recorder, "disk-full" if full else "disk-error", len(caller))
-            elif error is not None:
-                self._stop(recorder, "error", len(caller), exc_info=error)
-            elif patience.cancelled_caught:
-                self._stop(recorder, "disk-too-slow", len(caller))
+            reason = _reason_of(error, is_slow=patience.cancelled_caught)
+            if reason is not None:
+                if recorder.stopped is None:
+                    unwritten = sum(len(caller) for each, caller, *_ in work if each is recorder)
+                    bug = None if isinstance(error, OSError) else error
+                    self._stop(recorder, reason, unwritten, exc_info=bug)
+                self._left.append((recorder, b"", b"", True))  # its file may be open yet
             if is_last or recorder.stopped is not None:
                 self._recorders.discard(recorder)
                 recorder.on_stop = None  # who is told knows the recorder
         failures.clear()  # or what was raised holds what holds it
 
-    def _take(self, now: float) -> Generator[tuple[Recorder, bytes, bytes, bool]]:
+    def _put_off(self, work: list[_Piece], now: float) -> bool:
+        """Leave what no thread can write for the next time, unless that has gone on for long."""
+        self._refused_at = min(self._refused_at, now)
+        if now - self._refused_at >= MAX_BUFFER_S:
+            return False
+        self._left += work
+        for recorder, _, _, is_last in work:
+            if is_last:
+                self._recorders.discard(recorder)
+        return True
+
+    def _take(self, now: float) -> Generator[_Piece]:
         """What has become certain of each call, and whether that is all."""
         for recorder in list(self._recorders):
             is_last = recorder.ended_at is not None

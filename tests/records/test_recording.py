@@ -10,7 +10,7 @@ import threading
 import time
 import wave
 from array import array
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,12 @@ SID = "CA" + "0" * 32
 
 def seconds(code: int, count: float) -> bytes:
     return bytes([code]) * round(count * SECOND)
+
+
+def length_of(path: Path) -> float:
+    """How many seconds of a call are in a file."""
+    with wave.open(str(path)) as file:
+        return file.getnframes() / file.getframerate()
 
 
 def make_recorder(began_at: float = 100.0) -> Recorder:
@@ -359,14 +365,52 @@ async def test_those_who_read_from_a_disk_that_hangs_take_no_thread_of_the_calls
     assert statuses == [404] * many
 
 
-async def test_a_recording_that_no_thread_can_write_ends_and_is_no_fault_of_the_disks(tmp_path):
+async def test_what_no_thread_can_write_is_written_by_the_next(tmp_path):
     async with running(tmp_path) as recordings:
         recorder = recordings.begin(SID, trio.current_time() - 1.0)
         recorder.caller(seconds(1, 1.0), 0, trio.current_time())
         with no_threads():
             await recordings._write()
+            recordings.end(recorder, trio.current_time())
+            await recordings._write()
+        length_s = recorder.duration_s
+
+    assert recorder.stopped is None
+    assert not recordings._files
+    assert length_of(tmp_path / f"{SID}.wav") == pytest.approx(length_s)
+
+
+async def test_a_recording_that_no_thread_can_write_for_long_ends_and_is_closed(
+    tmp_path, monkeypatch
+):
+    async with running(tmp_path) as recordings:
+        recorder = recordings.begin(SID, trio.current_time() - 1.0)
+        recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+        await recordings._write()
+        were_open = [*recordings._files]
+        monkeypatch.setattr(recording, "MAX_BUFFER_S", 0.0)
+        with no_threads():
+            await recordings._write()
+        monkeypatch.undo()
+        await recordings._write()
+        are_open = [*recordings._files]
 
     assert recorder.stopped == "error"
+    assert (were_open, are_open) == ([recorder], [])
+
+
+async def test_the_last_of_a_recording_is_written_by_whoever_stops_though_there_is_no_thread(
+    tmp_path,
+):
+    with ExitStack() as shortage:
+        async with running(tmp_path) as recordings:
+            recorder = recordings.begin(SID, trio.current_time() - 1.0)
+            recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+            shortage.enter_context(no_threads())
+
+    assert length_of(tmp_path / f"{SID}.wav") == pytest.approx(recorder.duration_s)
+    assert recorder.duration_s >= 1.0
+    assert recorder.stopped is None
 
 
 async def test_a_disk_that_hangs_ends_the_recordings_and_nobody_waits(tmp_path, monkeypatch):
