@@ -14,6 +14,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
+from server.hooks import trio_clock
 from server.simulators.clock import PatientClock
 from server.stalls import cause
 
@@ -77,6 +78,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 def no_line_of_late_steps(monkeypatch):
     """On a busy machine any step may be late: the log of another test's matter is not to say so."""
     monkeypatch.setattr(cause, "SAY_FROM_S", math.inf)
+    monkeypatch.setattr(trio_clock, "TOLD_FROM_S", math.inf)
 
 
 @pytest.fixture

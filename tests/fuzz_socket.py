@@ -73,7 +73,7 @@ SEND_S = 2.0
 LEAVE_S = 0.05
 """A last answer is waited for so long."""
 HEALTH_EVERY_S = 0.5
-HEALTH_TIMEOUT_S = 5.0
+HEALTH_TIMEOUT_S = 30.0
 LOOK_EVERY_S = 0.1
 DYING_S = 5.0
 """Between two looks at the server's processes."""

@@ -160,7 +160,7 @@ async def test_a_server_may_be_reached_over_http(nursery, no_certificates_in_the
 async def test_the_agent_of_the_next_call_has_them(tmp_path):
     config = tmp_path / "servers.json"
     config.write_text(json.dumps({"mcpServers": {"shop": stdio()}}))
-    async with serving(mcp_servers=str(config)) as server:
+    async with serving(mcp_servers=str(config), mcp_connect_timeout_s=50.0) as server:
         names = [tool.name for tool in server.service.agent.tools]
         made = await server.make_call("5550108")
         call_sid = made.json()["call_sid"]

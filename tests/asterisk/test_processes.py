@@ -182,18 +182,15 @@ async def test_two_workers_share_the_calls_and_one_that_is_killed_loses_none(
             await phone.call(US)
             await hears_speech(phone, frames=50)
         apps = [await pbx.ask("applications", f"offhook-{name}") for name in ("0", "1")]
+        before = await joined(pbx)
         os.kill(workers_of(parent)[0], signal.SIGKILL)
 
-        async def are_joined() -> bool:
-            """Whether both callers and their streams are in bridges again."""
-            bridges = await pbx.ask("bridges")
-            return [len(one["channels"]) for one in bridges] == [2, 2]
+        async def are_joined_again() -> bool:
+            """Whether both callers and streams are in bridges, one with another stream."""
+            now = await joined(pbx)
+            return sorted(map(len, now)) == [2, 2] and now != before
 
-        async def is_noticed() -> bool:
-            return not await are_joined()
-
-        await until(is_noticed)
-        await until(are_joined)
+        await until(are_joined_again)
         for phone in (first, second):
             await is_answered_again(phone)
         for phone in (first, second):
@@ -201,6 +198,11 @@ async def test_two_workers_share_the_calls_and_one_that_is_killed_loses_none(
         await nothing_left(pbx)
 
     assert [len(app["channel_ids"]) for app in apps] == [2, 2]  # a caller, and that one's sound
+
+
+async def joined(pbx: Asterisk) -> set[frozenset[str]]:
+    """Who is in a bridge with whom."""
+    return {frozenset(one["channels"]) for one in await pbx.ask("bridges")}
 
 
 def workers_of(parent: trio.Process) -> list[int]:

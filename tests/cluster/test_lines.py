@@ -119,7 +119,7 @@ async def test_what_a_dead_process_had_long_ago_is_forgotten(two, monkeypatch):
 # ------------------------------------------------------------------------------------------
 # Whole servers
 
-PATIENT = {"calls_per_s": 1000, "max_loop_lag_s": 60, "line_lost_timeout_s": 60}
+PATIENT = {"calls_per_s": 1000, "line_lost_timeout_s": 60}
 
 
 async def heard_again(phone) -> SimulatedPhone:

@@ -365,12 +365,17 @@ def samples(text: str, name: str) -> dict[str, float]:
     return found
 
 
+PATIENT = {"media_timeout_s": 60, "line_lost_timeout_s": 60}
+"""The telephones are the test's own, which may be held up."""
+
+
 async def new_connection(server: ServerProcess, method: str, path: str, **request):
     """A request on a connection of its own, which any process may accept."""
     async with httpx2.AsyncClient(
         base_url=server.http.base_url,
         headers=server.http.headers,
         trust_env=False,
+        verify=False,  # to read all the certificates there are holds up the telephones of the test
         timeout=PATIENCE_S,
     ) as http:
         return await http.request(method, path, **request)
@@ -386,9 +391,7 @@ async def new_connection(server: ServerProcess, method: str, path: str, **reques
 )
 async def test_calls_are_spread_and_meet_their_streams_and_webhooks(tmp_path, command, media_path):
     outbound, inbound, records = [], [], []
-    async with server_process(
-        tmp_path, command, media_path=media_path, calls_per_s=1000, max_loop_lag_s=60
-    ) as server:
+    async with server_process(tmp_path, command, media_path=media_path, calls_per_s=1000) as server:
         await server.both_ready()
         url = str(server.http.base_url).rstrip("/")
 
@@ -437,7 +440,7 @@ async def test_calls_are_spread_and_meet_their_streams_and_webhooks(tmp_path, co
 async def test_pages_meet_their_calls_whichever_process_they_reach(tmp_path, media_path):
     calls, reasons = [], []
     async with server_process(
-        tmp_path, "python -m server --workers", media_path=media_path, max_loop_lag_s=60
+        tmp_path, "python -m server --workers", media_path=media_path, **PATIENT
     ) as server:
         await server.both_ready()
 
@@ -468,7 +471,7 @@ async def test_pages_meet_their_calls_whichever_process_they_reach(tmp_path, med
 
 async def test_the_api_is_one_whichever_process_answers(tmp_path):
     async with server_process(
-        tmp_path, "python -m server --workers", max_calls=3, calls_per_s=1000, max_loop_lag_s=60
+        tmp_path, "python -m server --workers", max_calls=3, calls_per_s=1000, **PATIENT
     ) as server:
         await server.both_ready()
         body = {"destination_number": NEVER_HANGS_UP}
@@ -536,7 +539,7 @@ async def test_stopped_processes_say_goodbye_and_hang_up(tmp_path, command):
 async def test_a_process_that_is_killed_is_replaced_and_its_calls_go_on_in_the_other(
     tmp_path, command
 ):
-    async with server_process(tmp_path, command, calls_per_s=1000, max_loop_lag_s=60) as server:
+    async with server_process(tmp_path, command, calls_per_s=1000) as server:
         await server.both_ready()
         phones = [await server.talking_call() for _ in range(2)]
         served = samples(

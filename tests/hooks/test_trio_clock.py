@@ -387,6 +387,7 @@ def test_where_trio_is_not_as_expected_that_is_said_and_all_goes_on(monkeypatch)
 
 async def test_pauses_are_counted_and_said_once_for_a_while(nursery, monkeypatch):
     monkeypatch.setattr(trio_clock, "TELL_EVERY_S", 0.05)
+    monkeypatch.setattr(trio_clock, "TOLD_FROM_S", 0.5)
     counted: list[float] = []
     told = trio.Event()
 

@@ -745,6 +745,7 @@ async def test_a_call_is_found_after_the_server_was_restarted(tmp_path, fast_clo
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
         with trio.fail_after(60):
             before = await server.finished(call_sid)
+            await server.service.records.wait_saved()  # what is left takes a moment to be taken up
     async with serving(database_url=address) as server:
         after = (await server.http.get(f"/calls/{call_sid}")).json()
         listed = (await server.http.get("/calls")).json()

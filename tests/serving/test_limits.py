@@ -66,7 +66,6 @@ async def test_with_few_descriptors_fewer_calls_are_taken_and_all_of_them_talk(t
         calls_per_s=1000,
         max_calls=61,
         recordings_dir=tmp_path / "recordings",
-        max_loop_lag_s=60,
     ) as server:
         base = descriptors(server.process.pid)
         placed, refused = await place_until_refused(server, 62)
@@ -112,7 +111,7 @@ def address_space_bytes(pid: int) -> int:
 
 async def test_with_little_memory_calls_are_refused_before_any_is_lost(tmp_path):
     async with server_process(
-        tmp_path, "python -m server", calls_per_s=1000, max_calls=200, max_loop_lag_s=60
+        tmp_path, "python -m server", calls_per_s=1000, max_calls=200
     ) as server:
         first = (await server.make_call(NEVER_HANGS_UP)).json()["call_sid"]
         await wait_talking(server, [first])
@@ -142,7 +141,7 @@ async def test_a_process_that_cannot_be_replaced_yet_costs_the_others_no_call(
     tmp_path, kept_output, command
 ):
     async with server_process(
-        tmp_path, command, output=kept_output.fileno(), calls_per_s=1000, max_loop_lag_s=60
+        tmp_path, command, output=kept_output.fileno(), calls_per_s=1000
     ) as server:
         await server.both_ready()
         phones = [await server.talking_call() for _ in range(2)]

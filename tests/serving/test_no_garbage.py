@@ -201,7 +201,7 @@ async def left_by(
 
 def server_of(directory: Path, media_path: str) -> AbstractAsyncContextManager[ServerProcess]:
     settings = {"media_path": media_path, "start_timeout_s": 0.5, "calls_per_s": 1_000}
-    settings |= {"max_loop_lag_s": 60, "media_timeout_s": 60}  # busy machines
+    settings |= {"media_timeout_s": 60}  # busy machines
     return server_process(directory, KEEPS_GARBAGE, **settings)
 
 

@@ -49,7 +49,6 @@ pytestmark = [
 
 ROOMY = {
     "calls_per_s": 1000,
-    "max_loop_lag_s": 60,
     "media_timeout_s": 60,
     "drain_timeout_s": 60,
 }  # busy machines

@@ -68,7 +68,7 @@ disallow = all
 allow = {law}
 aors = trunk
 direct_media = no
-rtp_timeout = 3
+rtp_timeout = {rtp_timeout}
 [trunk]
 type = aor
 contact = sip:127.0.0.1:{callee}
@@ -210,13 +210,14 @@ class Asterisk:
 
 @asynccontextmanager
 async def asterisk(
-    *, law: str = "ulaw", files: Mapping[str, str] | None = None
+    *, law: str = "ulaw", files: Mapping[str, str] | None = None, rtp_timeout_s: int = 20
 ) -> AsyncGenerator[Asterisk]:
     """An Asterisk for as long as the block lasts, with a trunk that leads to telephones here.
 
     Args:
         law: What its trunk speaks.
         files: Configuration in the place of what it has otherwise, by the names of files.
+        rtp_timeout_s: For how long a telephone may send nothing; tests are held up, too.
     """
     ports = {"http": free_port(), "server": free_port(), "other": free_port()}
     ports |= {name: free_port(socket.SOCK_DGRAM) for name in ("sip", "callee")}
@@ -226,7 +227,7 @@ async def asterisk(
     var.mkdir(parents=True)
     inside = f"/{home.relative_to(ROOT)}"
     values = ports | {"rtp": rtp, "rtp_end": rtp + 198, "law": law}
-    values |= {"etc": inside, "var": f"{inside}/var"}
+    values |= {"etc": inside, "var": f"{inside}/var", "rtp_timeout": rtp_timeout_s}
     for name, text in (CONFIGURATION | dict(files or {})).items():
         (home / name).write_text(text.format(**values))
     modules = "".join(f"load = {name}.so\n" for name in MODULES.split())

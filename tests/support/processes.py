@@ -214,6 +214,7 @@ async def server_process(
             "port": port,
             "api_key": API_KEY,
             "drain_timeout_s": 0.2,
+            "max_loop_lag_s": 60,  # a machine that runs tests is busy
             **settings,
         }
         kept = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "HOME", "LD_LIBRARY_PATH")
@@ -248,7 +249,7 @@ async def server_process(
         process = await begin(*arguments)
         headers = {"Authorization": f"Bearer {API_KEY}"}
         async with httpx2.AsyncClient(
-            base_url=url, trust_env=False, headers=headers, timeout=PATIENCE_S
+            base_url=url, trust_env=False, verify=False, headers=headers, timeout=PATIENCE_S
         ) as http:
             server = ServerProcess(process, http, twilio, gemini, directory, Path(temporary), begin)
             try:
