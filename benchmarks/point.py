@@ -234,8 +234,6 @@ def run_point(
                 told |= {"trusted": str(server.trusted or ""), "public_url": public_url}
                 with _consoles(url, keys.api_key, consoles):
                     outcome = _ask(generator, told)
-                if "failed" in outcome:
-                    raise PointFailed(outcome["failed"])
                 with httpx2.Client(
                     base_url=url,
                     headers={"Authorization": f"Bearer {keys.api_key}"},
@@ -439,7 +437,11 @@ def certified(directory: Path) -> Path:
 
 
 def _ask(generator: subprocess.Popen[bytes], told: Mapping[str, Any]) -> dict[str, Any]:
-    """Say a line to the generator and take the line it answers with."""
+    """Say a line to the generator and take the line it answers with.
+
+    Raises:
+        PointFailed: It has ended, or says what has failed.
+    """
     assert generator.stdin is not None
     assert generator.stdout is not None
     generator.stdin.write(json.dumps(told).encode() + b"\n")
@@ -448,6 +450,8 @@ def _ask(generator: subprocess.Popen[bytes], told: Mapping[str, Any]) -> dict[st
     if not line:
         raise PointFailed("the load generator ended without a word; its own are above")
     answer: dict[str, Any] = json.loads(line)
+    if "failed" in answer:
+        raise PointFailed(answer["failed"])
     return answer
 
 

@@ -137,10 +137,8 @@ def _records(held: Held, ended: list[str]) -> dict[str, int]:
 def broken(outcome: Outcome) -> list[str]:
     """What has not held."""
     found = [f"{count} x {why}" for why, count in Counter(outcome.lost).items()]
-    missing = sum(not count for count in outcome.records.values())
-    doubled = sum(count > 1 for count in outcome.records.values())
-    if missing or doubled:
-        found.append(f"{missing} records are missing, {doubled} are there more than once")
+    if missing := sum(not count for count in outcome.records.values()):
+        found.append(f"{missing} records are missing")
     if grown := growth(outcome.weighed, outcome.began):
         found.append(f"memory has grown after five minutes: {grown}")
     found += [f"{count} x {what} in the log" for what, count in outcome.faults.items()]

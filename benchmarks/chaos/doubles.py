@@ -56,6 +56,8 @@ PHONE_NUMBER = "+15005550006"
 RING_S = 0.4
 RETRY_S = 0.5
 HTTP_TIMEOUT_S = 20.0
+SOONER_S = 10.0
+"""A connection may be opened so long before its call is dialled."""
 SETTLE_S = 15.0
 """How long the sessions of a call may outlive it before it is judged without their end."""
 TURN_S = (1.0, 3.0)
@@ -292,7 +294,7 @@ class Crowd:
         frame_times = self._times.pop(number, array("d"))
         ended = mono(call.ended_at or trio.current_time())
         times = array("d", (frame_times[at] if at < len(frame_times) else ended for at in places))
-        sessions = self._sessions_of(number, numbers_in(heard)) if number >= 0 else []
+        sessions = self._sessions_of(call, number, numbers_in(heard)) if number >= 0 else []
         with trio.move_on_after(SETTLE_S):
             for session in sessions:
                 await session.ended.wait()
@@ -321,16 +323,21 @@ class Crowd:
             frames_of=self.model.said,
         )
 
-    def _sessions_of(self, number: int, heard: Sequence[int]) -> list[SimulatedSession]:
+    def _sessions_of(
+        self, call: SimulatedCall, number: int, heard: Sequence[int]
+    ) -> list[SimulatedSession]:
         """The connections of a caller's; one that was lost before it had heard whose it is, as by a
-        process that was killed just after the answer, is known by what was heard of it.
+        process that was killed just after the answer, is known by what was heard of it while the
+        call lasted: numbers come again.
         """
         found = []
+        since, until = call.created_at - SOONER_S, call.ended_at or trio.current_time()
         for session in self.model.sessions:
             caller = session.caller
             assert isinstance(caller, NumberedCaller)
             if caller.number == number or (
                 caller.number is None
+                and since <= session.opened_at <= until
                 and (session.resumed_from in found or self._has_said(session, heard))
             ):
                 found.append(session)

@@ -304,7 +304,8 @@ class Generator:
         del self.wheel.lags[:]
         while (now := clock()) < until:
             for place, call in enumerate(self.calls):
-                if self.ends_at.setdefault(call, now + dice.uniform(*call_s)) > now:
+                ends_at = self.ends_at.setdefault(call, now + dice.uniform(*call_s))
+                if ends_at > now and not call.lost:
                     continue
                 del self.ends_at[call]
                 await self.finish([call])
