@@ -373,9 +373,10 @@ class Recordings:
         if not work:
             return
         failures: dict[Recorder, Exception] = {}
+        untouched = [work]  # whoever takes it out has it: the thread, or we
 
         def write_all() -> None:
-            for recorder, caller, agent, is_last in work:
+            for recorder, caller, agent, is_last in untouched.pop():
                 try:
                     if recorder not in failures:
                         self._append(recorder, caller, agent, is_last)
@@ -393,6 +394,10 @@ class Recordings:
                     return
                 else:
                     failures = dict.fromkeys((recorder for recorder, *_ in work), no_thread)
+            except trio.Cancelled:
+                with suppress(IndexError):  # else a thread has begun, and does all of it
+                    self._left += untouched.pop()
+                raise
         for recorder, _, _, is_last in work:
             error = failures.get(recorder)
             reason = _reason_of(error, is_slow=patience.cancelled_caught)

@@ -16,6 +16,7 @@ import structlog
 import trio
 from sqlalchemy.exc import SQLAlchemyError
 
+from server.hooks.sockets import NoThread
 from server.metrics import Metrics
 from server.pace import Backoff
 from server.records.aside import Aside, read_lines
@@ -109,7 +110,7 @@ class Records:
         """Events of ours have come into the outbox."""
         self._changed = trio.Event()
         self._written = trio.Event()
-        self._works = True
+        self._works, self._stops = True, False
         self._last_kept_at = 0.0
         self._sweep_at = -math.inf
         # Threads of our own: a database that hangs takes no other work's.
@@ -138,6 +139,7 @@ class Records:
             task_status.started()
             await self._work()
         finally:
+            self._stops = True
             await self._save_rest()
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
                 await self._close()
@@ -355,10 +357,13 @@ class Records:
         if (aside := self._aside) is None:
             return
         is_closed = True
-        with trio.move_on_after(ASIDE_TIMEOUT_S):
-            is_closed = await trio.to_thread.run_sync(
-                aside.is_closed_to_us, abandon_on_cancel=True, limiter=self._setting_aside
-            )
+        try:
+            with trio.move_on_after(ASIDE_TIMEOUT_S):
+                is_closed = await trio.to_thread.run_sync(
+                    aside.is_closed_to_us, abandon_on_cancel=True, limiter=self._setting_aside
+                )
+        except NoThread:
+            return  # nobody can look at this moment
         if is_closed:
             logger.warning(
                 "UNSAVED_DIR cannot be written: what the database does not take would be lost",
@@ -406,9 +411,14 @@ class Records:
         reason, bug = "the directory does not answer", None
         try:
             with trio.move_on_after(ASIDE_TIMEOUT_S):
-                path = await trio.to_thread.run_sync(
-                    write, abandon_on_cancel=True, limiter=self._setting_aside
-                )
+                try:
+                    path = await trio.to_thread.run_sync(
+                        write, abandon_on_cancel=True, limiter=self._setting_aside
+                    )
+                except NoThread:
+                    if not self._stops:
+                        raise
+                    path = write()  # here: nobody is left whom that holds up
         except Exception as error:
             # Whatever it was, what is in the records must not hold up those that come after.
             reason = str(error.strerror) if isinstance(error, OSError) else _first_line(error)
@@ -494,7 +504,10 @@ class Records:
 
     async def _close(self) -> None:
         """Close the database, and wait until no thread is left that uses it."""
-        await trio.to_thread.run_sync(self._database.close, abandon_on_cancel=True)
+        try:
+            await trio.to_thread.run_sync(self._database.close, abandon_on_cancel=True)
+        except NoThread:
+            self._database.close()
         with ExitStack() as places:
             for limiter in {self._writing, self._reading, self._sending, self._taking_up}:
                 for _ in range(int(limiter.total_tokens)):  # an abandoned thread still has its own

@@ -26,7 +26,7 @@ from server.cluster.registry import Holding, RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, CarrierError, ConfigurationError, ServerError
 from server.headers import lines_of, single
-from server.records.recording import Recordings
+from server.records.recording import CLOSE_TIMEOUT_S, Recordings
 from server.service import Service
 from server.switchboard.register import Page
 from server.web.api import (
@@ -52,6 +52,7 @@ from server.web.api import (
 from server.web.elsewhere import LOOK_UP_S, Elsewhere, worker_lost
 from server.web.once import MAX_KEY_CHARS, Once
 
+_T = TypeVar("_T")
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -69,7 +70,8 @@ CARRIER_PAUSE_S = 5.0
 class RecordingBody(TrioFileBody):
     """A recording as an answer, read in the threads that recordings have for that.
 
-    Made in one of them, too: the disk is asked how much there is.
+    Made in one of them, too: the disk is asked how much there is. One that hangs holds up nobody
+    who stops: the thread is left to itself then.
 
     Args:
         path: Where it is.
@@ -83,26 +85,43 @@ class RecordingBody(TrioFileBody):
         self._path = path
         self._threads = threads
         self._opened: BinaryIO | None = None
+        self._is_left = False
 
     async def __aenter__(self) -> Self:
         """Open it."""
-        await trio.to_thread.run_sync(self._open, limiter=self._threads)
+        try:
+            await self._in_thread(self._open)
+        except trio.Cancelled:
+            self._is_left = True
+            self._close_if_left()
+            raise
         return self
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(
+            function, abandon_on_cancel=True, limiter=self._threads
+        )
 
     def _open(self) -> None:
         self._opened = self._path.open("rb")
         if self.begin:
             self._opened.seek(self.begin)
+        self._close_if_left()
+
+    def _close_if_left(self) -> None:
+        """Close what was opened though the client has gone; whoever is later of the two does."""
+        if self._is_left and self._opened is not None:
+            self._opened.close()
 
     async def __aexit__(self, *_: object) -> None:
         """Close it, though the client has left."""
         assert self._opened is not None
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._opened.close, limiter=self._threads)
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            await self._in_thread(self._opened.close)
 
     async def __anext__(self) -> bytes:
         """Read the next piece."""
-        if piece := await trio.to_thread.run_sync(self._read, limiter=self._threads):
+        if piece := await self._in_thread(self._read):
             return piece
         raise StopAsyncIteration
 

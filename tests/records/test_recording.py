@@ -12,6 +12,7 @@ import wave
 from array import array
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import trio
@@ -25,6 +26,7 @@ from server.carrier import Clear, SendAudio, SendMark
 from server.metrics import Metrics
 from server.records import recording
 from server.records.recording import READERS, Recorder, Recordings
+from server.web import calls_api
 from server.web.calls_api import RecordingBody
 from tests.support.call_names import CALL_NAMES
 from tests.support.limits import at_most, no_threads
@@ -366,37 +368,32 @@ async def test_those_who_read_from_a_disk_that_hangs_take_no_thread_of_the_calls
 
 
 async def test_what_no_thread_can_write_is_written_by_the_next(tmp_path):
-    async with running(tmp_path) as recordings:
-        recorder = recordings.begin(SID, trio.current_time() - 1.0)
-        recorder.caller(seconds(1, 1.0), 0, trio.current_time())
-        with no_threads():
-            await recordings._write()
-            recordings.end(recorder, trio.current_time())
-            await recordings._write()
-        length_s = recorder.duration_s
+    with trio.fail_after(60):
+        async with running(tmp_path) as recordings:
+            with no_threads():
+                recorder = recordings.begin(SID, trio.current_time() - 1.0)
+                recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+                recordings.end(recorder, trio.current_time())
+                while not recordings._left:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
 
     assert recorder.stopped is None
-    assert not recordings._files
-    assert length_of(tmp_path / f"{SID}.wav") == pytest.approx(length_s)
+    assert length_of(tmp_path / f"{SID}.wav") == pytest.approx(recorder.duration_s)
 
 
-async def test_a_recording_that_no_thread_can_write_for_long_ends_and_is_closed(
-    tmp_path, monkeypatch
-):
-    async with running(tmp_path) as recordings:
-        recorder = recordings.begin(SID, trio.current_time() - 1.0)
-        recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+async def test_a_recording_that_no_thread_can_write_for_long_ends_and_is_closed(tmp_path):
+    recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
+    recorder = recordings.begin(SID, trio.current_time() - 1.0)
+    recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+    await recordings._write()
+    were_open = [*recordings._files]
+    recordings._refused_at = trio.current_time() - recording.MAX_BUFFER_S
+    with no_threads():
         await recordings._write()
-        were_open = [*recordings._files]
-        monkeypatch.setattr(recording, "MAX_BUFFER_S", 0.0)
-        with no_threads():
-            await recordings._write()
-        monkeypatch.undo()
-        await recordings._write()
-        are_open = [*recordings._files]
+    await recordings._write()
 
     assert recorder.stopped == "error"
-    assert (were_open, are_open) == ([recorder], [])
+    assert (were_open, [*recordings._files]) == ([recorder], [])
 
 
 async def test_the_last_of_a_recording_is_written_by_whoever_stops_though_there_is_no_thread(
@@ -630,11 +627,40 @@ async def test_it_is_closed_when_its_client_leaves_while_it_is_opened(tmp_path, 
     async def leave(scope: trio.CancelScope) -> None:
         await wait_all_tasks_blocked()
         scope.cancel()
-        with await trio.to_thread.run_sync(path.open, "wb"):  # which lets it be opened
-            await left.wait()
 
     with trio.fail_after(60):
-        await open_it()
+        await open_it()  # and nobody waits for the disk
+        await left.wait()
+        with await trio.to_thread.run_sync(path.open, "wb"):  # which lets it be opened
+            while body._opened is None or not body._opened.closed:  # noqa: ASYNC110
+                await trio.sleep(0.01)
 
-    assert body._opened is not None
-    assert body._opened.closed
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file that takes long to read")
+async def test_whoever_stops_does_not_wait_for_a_disk_that_hangs(tmp_path, nursery, monkeypatch):
+    monkeypatch.setattr(calls_api, "CLOSE_TIMEOUT_S", 0.05)
+    path = tmp_path / "recording.wav"
+    os.mkfifo(path)
+    body, is_over = RecordingBody(path, trio.CapacityLimiter(1)), trio.Event()
+    opened: list[BinaryIO] = []
+
+    async def write() -> None:
+        opened.append(await trio.to_thread.run_sync(path.open, "wb"))
+
+    async def read(task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            async with body:
+                body.end = SECOND
+                task_status.started(scope)
+                await body.__anext__()
+        is_over.set()
+
+    with trio.fail_after(60):
+        nursery.start_soon(write)
+        scope = await nursery.start(read)
+        await wait_all_tasks_blocked()
+        scope.cancel()
+        await is_over.wait()
+        opened[0].close()  # the thread reads to the end, and closes what it has
+        while not body._opened.closed:  # noqa: ASYNC110
+            await trio.sleep(0.01)

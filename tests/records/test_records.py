@@ -830,6 +830,29 @@ async def test_a_database_that_no_thread_can_ask_is_none_that_can_be_asked(file_
             await records.wait_saved()
 
 
+async def test_records_are_not_lost_where_no_thread_can_be_had_from_start_to_stop(
+    file_url, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(store_module, "FLUSH_TIMEOUT_S", 0.1)
+    with no_threads():
+        async with running(file_url, aside=tmp_path / "aside") as records:
+            records.keep(record(1))
+    written = [*(tmp_path / "aside").iterdir()]
+    found: list[object] = []
+    async with running(file_url, aside=tmp_path / "aside") as records:
+
+        async def is_taken_up() -> bool:
+            found[:] = [await records.get(record(1)["call_sid"])]
+            return found != [None]
+
+        with trio.fail_after(60):
+            while not await is_taken_up():  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+    assert len(written) == 1
+    assert found == [record(1)]
+
+
 @pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
 async def test_a_database_that_another_empty_one_has_replaced_gets_its_tables(url):
     async with running(url) as records:
