@@ -116,8 +116,9 @@ class RecordingBody(TrioFileBody):
     async def __aexit__(self, *_: object) -> None:
         """Close it, though the client has left."""
         assert self._opened is not None
-        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True) as patience:
             await self._in_thread(self._opened.close)
+        self._is_left = patience.cancelled_caught  # whoever reads yet closes it
 
     async def __anext__(self) -> bytes:
         """Read the next piece."""
@@ -127,7 +128,10 @@ class RecordingBody(TrioFileBody):
 
     def _read(self) -> bytes:
         assert self._opened is not None
-        return self._opened.read(min(self.buffer_size, self.end - self._opened.tell()))
+        try:
+            return self._opened.read(min(self.buffer_size, self.end - self._opened.tell()))
+        finally:
+            self._close_if_left()
 
 
 class NoSuchAgent(ServerError):

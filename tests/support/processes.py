@@ -10,11 +10,12 @@ import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import httpx2
+import pytest
 import trio
 
 if sys.platform != "win32":
@@ -26,6 +27,7 @@ from server.carrier import CallStatus
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.phone import StreamEnd
 from server.simulators.twilio import TwilioSimulator
+from server.simulators.twilio.webhooks import Overrides
 
 ROOT = Path(__file__).parents[2]
 NUMBER = "+15005550006"
@@ -168,6 +170,22 @@ def printed_by(script: str, cwd: Path) -> str:
     ).stdout
 
 
+@contextmanager
+def patient_carrier() -> Generator[None]:
+    """Have webhooks wait a minute to be connected, where nothing else is said: a machine that runs
+    tests may stand for a while.
+    """
+    hurried = Overrides.of
+
+    def of(fragment: str) -> Overrides:
+        said = hurried(fragment)
+        return said if "ct=" in fragment else replace(said, connect_s=60.0, total_s=60.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Overrides, "of", of)
+        yield
+
+
 @asynccontextmanager
 async def server_process(
     directory: Path,
@@ -201,6 +219,7 @@ async def server_process(
         temporary = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="offhook-", ignore_cleanup_errors=True)
         )
+        stack.enter_context(patient_carrier())
         await nursery.start(twilio.run)
         await nursery.start(gemini.run)
         named = {
