@@ -19,6 +19,7 @@ from codec.ear import SpeechEnded, SpeechStarted
 from server.agent.agent import Agent
 from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
+from server.call.call import Call
 from server.call.conversation import Stage
 from server.call.options import CallOptions
 from server.call.takeover import keeping
@@ -854,16 +855,24 @@ async def test_a_caller_whose_transfer_never_reached_the_carrier_goes_on_talking
     assert "transfer to sales has failed" in texts[0]
 
 
+LEAVES_MESSAGES = CallOptions(
+    voicemail=VoicemailPolicy.LEAVE_MESSAGE, media_timeout_s=600.0, greeting_protect_s=0.0
+)
+
+
+async def leaves_message(first: Process, nursery: trio.Nursery) -> Call:
+    """A call that has met a machine, and has begun to leave its message."""
+    call, media = await on_the_line(first, nursery, AGENT)
+    await says(first, media, 1, "Good morning.")
+    call.report_machine(MachineVerdict(SID, AnsweredBy.MACHINE_END_BEEP, 3.0))
+    call.report_voicemail()
+    await trio.sleep(4.0)
+    return call
+
+
 async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump_clock, nursery):
-    options = CallOptions(
-        voicemail=VoicemailPolicy.LEAVE_MESSAGE, media_timeout_s=600.0, greeting_protect_s=0.0
-    )
-    async with two(nursery, options=options) as (registry, first, second):
-        call, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
-        call.report_machine(MachineVerdict(SID, AnsweredBy.MACHINE_END_BEEP, 3.0))
-        call.report_voicemail()
-        await trio.sleep(4.0)
+    async with two(nursery, options=LEAVES_MESSAGES) as (registry, first, second):
+        await leaves_message(first, nursery)
         kept = registry.state.machine
         await first.die()
         taken = second.take_up(AGENT)
@@ -880,15 +889,8 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
 async def test_a_message_of_an_agent_that_has_hung_up_is_left_again_and_ends_the_call(
     autojump_clock, nursery
 ):
-    options = CallOptions(
-        voicemail=VoicemailPolicy.LEAVE_MESSAGE, media_timeout_s=600.0, greeting_protect_s=0.0
-    )
-    async with two(nursery, options=options) as (registry, first, second):
-        call, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
-        call.report_machine(MachineVerdict(SID, AnsweredBy.MACHINE_END_BEEP, 3.0))
-        call.report_voicemail()
-        await trio.sleep(4.0)
+    async with two(nursery, options=LEAVES_MESSAGES) as (registry, first, second):
+        call = await leaves_message(first, nursery)
         call.hang_up_when_heard()
         call.conversation.notes.keep_now()
         kept = registry.state
@@ -934,10 +936,7 @@ async def test_who_has_answered_is_kept_as_soon_as_it_is_known(autojump_clock, n
 async def test_a_message_is_left_though_only_a_process_before_knew_of_the_machine(
     autojump_clock, nursery
 ):
-    options = CallOptions(
-        voicemail=VoicemailPolicy.LEAVE_MESSAGE, media_timeout_s=600.0, greeting_protect_s=0.0
-    )
-    async with two(nursery, options=options) as (registry, first, second):
+    async with two(nursery, options=LEAVES_MESSAGES) as (registry, first, second):
         call, media = await on_the_line(first, nursery, AGENT)
         await says(first, media, 1, "Good morning.")
         call.report_voicemail()  # and the announcement goes on
