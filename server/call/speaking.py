@@ -98,8 +98,8 @@ class Speaking:
                 turns.caller_active(now)
                 c.ear.understood()
                 notes.transcript.caller_said(text, c.since_answer(now))
-            case ToolCallsRequested(calls=calls):
-                turns.tools_called(call.id for call in calls)
+            case ToolCallsRequested(calls=calls, turn=turn):
+                turns.tools_called((call.id for call in calls), turn)
                 c.turn_changed.set()
                 notes.tools_called((call.id, call.name) for call in calls)
                 c.errands.begin(self._toolbox.run, self._answer_tools)

@@ -373,10 +373,11 @@ class Turns:
         self.agent_cut(turn)
         self._expect(Awaited.CONTINUATION, now, self.patience.rung_timeout_s)
 
-    def tools_called(self, ids: Iterable[str]) -> None:
+    def tools_called(self, ids: Iterable[str], turn: int) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
         self._deadline = self._haste.sign(self._deadline)
-        self._turn.called_tools = True
+        if turn > self._cut_up_to:
+            self._begin(turn).called_tools = True
         self.tools_open.update(ids)
 
     def tools_answered(self, ids: Iterable[str], now: float) -> None:
@@ -523,7 +524,7 @@ class Turns:
         return self._time_left.wrap_up_due(agent_until, is_someones_turn=is_someones_turn)
 
     def _silence_due(self, agent_until: float) -> float:
-        generating = not self._turn.over and not self._turn.generated
+        generating = self._turn.audio_s > 0 and not self._turn.over and not self._turn.generated
         never = not self.patience.silence_timeout_s or self._quiet_since == NEVER
         if never or self.is_busy or generating:
             return NEVER

@@ -93,6 +93,8 @@ class ToolCallsRequested(msgspec.Struct, frozen=True):
     """The model waits for the answers to all of these."""
 
     calls: tuple[ToolCall, ...]
+    turn: int
+    """Which may end without a word: the answer is then the turn after the results."""
 
 
 class ToolCallsCancelled(msgspec.Struct, frozen=True):

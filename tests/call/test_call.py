@@ -296,7 +296,7 @@ async def test_a_call_ends_at_its_maximum_duration(nursery, autojump_clock):
 
 
 async def test_every_tool_call_is_answered(autojump_clock, talking):
-    talking.session.event(ToolCallsRequested((ToolCall("a", "x", {}), ToolCall("b", "y", {}))))
+    talking.session.event(ToolCallsRequested((ToolCall("a", "x", {}), ToolCall("b", "y", {})), 1))
     await wait_all_tasks_blocked()
 
     assert [result.id for result in talking.session.results] == ["a", "b"]

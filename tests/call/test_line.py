@@ -329,7 +329,7 @@ async def slow() -> str:
 async def test_a_model_that_waits_for_a_function_is_not_spoken_to(autojump_clock, nursery):
     line = Line(nursery, patience=QUIET, agent=Agent(greeting="", tools=(slow,)), tool_timeout_s=60)
     await line.answer()
-    line.session.event(ToolCallsRequested((ToolCall("1", "slow", {}),)))
+    line.session.event(ToolCallsRequested((ToolCall("1", "slow", {}),), 1))
     line.says(3, turn=1)
     await trio.sleep(1.0)
     await line.lose()

@@ -275,7 +275,7 @@ async def book(table: int) -> str:
 
 
 AGENT = Agent(prompt="Be brief.", greeting="Greet.", voice="Kore", tools=(book,))
-BOOK = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),))
+BOOK = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),), 1)
 
 
 async def is_booking(process: Process, nursery: trio.Nursery) -> None:
@@ -669,7 +669,7 @@ async def test_a_state_that_cannot_be_made_for_a_bug_is_told_once_and_ends_no_ca
         for turn in (1, 2, 3):
             await says(first, media, turn, "Good morning.")
             assert registry.states == []
-        first.calls.model.session.event(ToolCallsRequested((ToolCall("id-1", "book", {}),)))
+        first.calls.model.session.event(ToolCallsRequested((ToolCall("id-1", "book", {}),), 1))
         await trio.sleep(0.3)
         lives = call.end_reason is None
         monkeypatch.undo()

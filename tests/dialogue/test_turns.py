@@ -137,7 +137,7 @@ def test_a_model_that_means_to_wait_is_left_in_peace_for_a_while():
 def test_nothing_is_expected_while_a_tool_runs():
     conversation = talk()
     conversation.caller_says()
-    conversation.turns.tools_called(["a", "b"])
+    conversation.turns.tools_called(["a", "b"], 1)
     conversation.turn = 1
     conversation.turns.agent_completed(1, None, conversation.now)
     assert conversation.wait(until=60.0) is None
@@ -407,10 +407,52 @@ def test_somebody_else_who_goes_on_after_they_are_not_believed_hides_no_silent_m
     assert conversation.now <= BELIEVED_S + PATIENCE.reply_timeout_s + 2.0
 
 
+@pytest.mark.parametrize("turns_before", [0, 1])
+def test_a_turn_that_only_called_a_function_owes_no_word_however_soon_that_was_answered(
+    turns_before,
+):
+    conversation = talk()
+    for _ in range(turns_before):
+        conversation.agent_says()
+        conversation.now = conversation.agent_until
+    conversation.caller_says()
+    turn = conversation.turn + 1
+    conversation.turns.tools_called(["f1"], turn)
+    conversation.turns.tools_answered(["f1"], conversation.now)
+    conversation.turns.agent_completed(turn, None, conversation.now)
+    assert conversation.decide() is None
+
+    conversation.turn = turn
+    conversation.agent_says(0.0)  # the answer is the next turn, and this one has none
+
+    assert conversation.decide() == Recover(Rung.NUDGE, Fault.EMPTY_TURN, Awaited.ANSWER)
+
+
+def test_a_function_that_a_turn_wanted_before_it_was_cut_excuses_no_other_turn():
+    conversation = talk()
+    conversation.agent_says()
+    conversation.turns.agent_cut(1)
+    conversation.turns.tools_called(["f1"], 1)
+    conversation.turns.tools_answered(["f1"], conversation.now)
+    conversation.caller_says()
+    conversation.agent_says(0.0)
+
+    assert conversation.decide() == Recover(Rung.NUDGE, Fault.EMPTY_TURN, Awaited.ANSWER)
+
+
+def test_a_caller_is_asked_whether_they_are_there_though_a_turn_without_a_word_never_ended():
+    conversation = talk()
+    conversation.agent_says()
+    conversation.turns.tools_called(["f1"], 2)
+    conversation.turns.tools_answered(["f1"], conversation.now)
+
+    assert isinstance(conversation.wait(), AskIfThere)
+
+
 def test_a_function_that_was_waited_for_is_a_sign_that_the_caller_is_heard():
     conversation = talk()
     conversation.caller_says()
-    conversation.turns.tools_called(["f1"])
+    conversation.turns.tools_called(["f1"], 1)
     conversation.now += 20.0
     conversation.turns.tools_answered(["f1"], conversation.now)
     answered_at = conversation.now
@@ -472,7 +514,7 @@ def test_a_short_word_of_which_the_service_gives_any_sign_has_the_usual_time(sig
             turns.agent_working(now)
             turns.agent_idle(now)
         case "function":
-            turns.tools_called(["f1"])
+            turns.tools_called(["f1"], 1)
             turns.tools_answered(["f1"], now)
 
     decision = conversation.wait()
@@ -679,7 +721,7 @@ def test_in_any_order_of_events_an_unanswered_caller_ends_in_an_apology(events):
             case "cut":
                 conversation.turns.agent_cut(conversation.turn)
             case "tool":
-                conversation.turns.tools_called([str(conversation.now)])
+                conversation.turns.tools_called([str(conversation.now)], conversation.turn)
             case "result":
                 answered = list(conversation.turns.tools_open)[:1]
                 conversation.turns.tools_answered(answered, conversation.now)

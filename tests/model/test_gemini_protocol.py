@@ -314,7 +314,8 @@ def test_tool_calls_and_their_cancellation() -> None:
                 ToolCall("c1", "look_up", {"snake_case": 1}),
                 ToolCall("offhook-1", "hang_up", {}),
                 ToolCall("c3", "unnamed", {}, NAMELESS),
-            )
+            ),
+            turn=1,
         )
     ]
     assert cancelled == [ToolCallsCancelled(("c1",))]

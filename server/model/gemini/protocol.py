@@ -409,8 +409,7 @@ class GeminiProtocol:
         self._calls_in_turn += count
         if self._calls_in_turn > MAX_CALLS or not self._call_pace.allows(now, count):
             raise TooMuchError("function calls")
-        calls = []
-        self._counted.begun = True
+        calls, turn = [], self._speaking_turn(now)
         for call in tool_call.objects("functionCalls", MAX_CALLS):
             identity = call.text("id", MAX_ID)
             if not identity and call.size("id") > MAX_ID:
@@ -431,7 +430,7 @@ class GeminiProtocol:
                 refusal = refusal or "the arguments are too long, too deep, or not plain JSON"
             calls.append(ToolCall(identity, name or "unnamed", arguments or {}, refusal))
         if calls:
-            events.append(ToolCallsRequested(tuple(calls)))
+            events.append(ToolCallsRequested(tuple(calls), turn))
 
     def _count(
         self, counts: Fields, beside_content: bool, completed: bool, events: list[SessionEvent]
