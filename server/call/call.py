@@ -161,8 +161,8 @@ class Call:
         self.report = Report(c, time.time())
         self.report.generation = self.ownership.generation
         self.apology = Apology(c, self.progress)
-        self.farewell = Farewell(c)
         self.handover = Handover(c)
+        self.farewell = Farewell(c, self.handover)
         self._playing = Playing(c)
         self._machine: Machine | None = None
         if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:

@@ -5,10 +5,14 @@ It runs as an errand of the call, begun when it is wanted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import trio
 
 from server.agent import phrases
-from server.call.conversation import Conversation, Stage
+from server.call.conversation import Conversation
+from server.call.handover import Handover
 from server.call.report.report import Report
 from server.dialogue.endings import EndReason
 
@@ -18,10 +22,16 @@ PAUSE_S = 1.5
 
 
 class Farewell:
-    """The end of a call that we have decided on: the first reason counts."""
+    """The end of a call that we have decided on: the first reason counts.
 
-    def __init__(self, conversation: Conversation) -> None:
+    Args:
+        conversation: The call.
+        handover: Who may have the caller, or be about to.
+    """
+
+    def __init__(self, conversation: Conversation, handover: Handover) -> None:
         self._conversation = conversation
+        self._handover = handover
         self._reason = EndReason.ERROR
         self._detail = ""
         self._agents_own = False  # nobody has to nudge it
@@ -49,10 +59,16 @@ class Farewell:
         return self._agents_own
 
     def leave_it_to_the_agent(self, reason: EndReason) -> bool:
-        """End the call when the agent's own farewell was heard; False if it ends already."""
+        """End the call when the agent's own farewell was heard; False if it ends already.
+
+        Where the caller is being connected with somebody else the agent takes its leave by that:
+        should nobody answer there, it is told, and they are its own again.
+        """
         c = self._conversation
         if self._is_wanted or c.end_reason is not None:
             return False
+        if self._handover.is_under_way:
+            return True
         self._agents_own = True
         self.begin(reason)
         return True
@@ -70,40 +86,57 @@ class Farewell:
     async def _run(self) -> None:
         """End the call when the goodbye has been heard."""
         c = self._conversation
-        with trio.move_on_after(c.options.farewell_timeout_s):
-            if self._agents_own and c.stage is Stage.AWAY:
-                await trio.sleep_forever()  # if somebody answers there, the call ends with that
-            if c.is_lost:
-                await c.changed.until(lambda: not c.is_lost)
-            if self._agents_own:
-                await self._hear_out()
-            elif c.line is not None and c.session.is_ready and c.party.agent.farewell:
-                # What the agent is saying now is not the goodbye: that is a turn of its own.
-                turn = c.agent_turn
-                c.session.send_text(phrases.aside(c.party.agent.farewell))
-                await c.changed.until(lambda: c.heard_out > turn)
+        if self._agents_own:
+            await self._hear_out()
+        else:
+            with trio.move_on_after(c.options.farewell_timeout_s):
+                if c.is_lost:
+                    await c.changed.until(lambda: not c.is_lost)
+                if c.line is not None and c.session.is_ready and c.party.agent.farewell:
+                    # What the agent is saying now is not the goodbye: that is a turn of its own.
+                    turn = c.agent_turn
+                    c.session.send_text(phrases.aside(c.party.agent.farewell))
+                    await c.changed.until(lambda: c.heard_out > turn)
         c.end(self._reason, self._detail)
 
     async def _hear_out(self) -> None:
         """Wait for what is being said now, else for what the agent says next."""
         c = self._conversation
+        if not await self._comes_true(lambda: not c.is_lost):
+            return
         c.passing.collect()
         turn = c.agent_turn
         if turn > c.finished_turn or not c.playout.all_heard:
-            await c.changed.until(lambda: c.playout.all_heard)
+            if not await self._comes_true(lambda: c.playout.all_heard):
+                return
             # It may have been no more than "one moment": leave it time for a goodbye.
             with trio.move_on_after(PAUSE_S):
-                await self._agent_speaks_after(turn)
+                await c.changed.until(lambda: c.agent_turn > turn)
             if c.agent_turn == turn and not c.was_cut(turn):
                 return
-        while True:
-            await self._agent_speaks_after(turn)
-            await c.changed.until(lambda: c.playout.all_heard)
+        while await self._comes_true(partial(self._is_heard_after, turn)):
             turn = c.agent_turn
             if not c.was_cut(turn):
                 return
             # The caller had something to say: the agent answers before it goes.
 
-    async def _agent_speaks_after(self, turn: int) -> None:
+    def _is_heard_after(self, turn: int) -> bool:
+        """Whether the agent has said more than this turn, and all of it was heard."""
         c = self._conversation
-        await c.changed.until(lambda: c.agent_turn > turn)
+        return c.agent_turn > turn and c.playout.all_heard
+
+    async def _comes_true(self, predicate: Callable[[], bool]) -> bool:
+        """Wait for something; False if that takes too long with nothing of the agent's heard."""
+        c = self._conversation
+        heard_until = trio.current_time()
+        while not predicate():
+            changed = c.changed.next()
+            now = trio.current_time()
+            if c.line is not None:
+                heard_until = max(heard_until, c.playout.audible_until(now))
+            give_up_at = heard_until + c.options.farewell_timeout_s
+            if now >= give_up_at:
+                return False
+            with trio.move_on_at(give_up_at):
+                await changed.wait()
+        return True

@@ -55,6 +55,11 @@ class Handover:
         self._wanted = Signal()
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether the caller is being connected with somebody else, or is to be."""
+        return self._transfer is not None
+
+    @property
     def is_elsewhere(self) -> bool:
         """Whether the carrier still rings or connects somebody else, and will ask us what is next.
 

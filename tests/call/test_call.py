@@ -10,6 +10,7 @@ import codec
 from codec.line import SILENCE
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.call.farewell import PAUSE_S
 from server.call.report.costs import Prices
 from server.carrier import CallStatus, Clear, DigitPressed, SendAudio, StatusUpdate, StreamStopped
 from server.dialogue.endings import EndReason
@@ -385,6 +386,62 @@ async def test_an_agent_that_hangs_up_and_says_nothing_is_cut_at_the_deadline(
 
     assert rig.call.end_reason == "agent-hung-up"
     assert rig.call.duration_s == pytest.approx(4.0)
+
+
+async def test_a_farewell_longer_than_its_timeout_is_heard_to_its_end(nursery, autojump_clock):
+    rig = Rig(farewell_timeout_s=4.0, media_timeout_s=60.0)
+    nursery.start_soon(rig.call.run)
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    await wait_all_tasks_blocked()
+    rig.audio(SECOND_PCM * 12, turn=1)
+    rig.session.event(GenerationComplete(1))
+    rig.call.hang_up_when_heard()
+    await trio.sleep(12.0)
+    assert rig.call.end_reason is None
+
+    rig.media.echo_marks()
+    await rig.call.finished.wait()
+    assert rig.call.end_reason == "agent-hung-up"
+    assert rig.call.duration_s == pytest.approx(12.0 + PAUSE_S)
+
+
+async def test_a_farewell_of_which_no_end_is_told_is_cut_after_it_must_have_been_heard(
+    nursery, autojump_clock
+):
+    rig = Rig(farewell_timeout_s=4.0, media_timeout_s=60.0)
+    nursery.start_soon(rig.call.run)
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    await wait_all_tasks_blocked()
+    rig.audio(SECOND_PCM * 12, turn=1)
+    rig.session.event(GenerationComplete(1))
+    rig.call.hang_up_when_heard()
+    await rig.call.finished.wait()
+
+    assert rig.call.end_reason == "agent-hung-up"
+    assert rig.call.duration_s == pytest.approx(16.0, abs=0.5)
+
+
+async def test_an_answer_to_who_speaks_over_the_farewell_has_time_of_its_own(
+    nursery, autojump_clock
+):
+    rig = Rig(farewell_timeout_s=4.0, media_timeout_s=60.0)
+    nursery.start_soon(rig.call.run)
+    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
+    await wait_all_tasks_blocked()
+    rig.audio(SECOND_PCM * 6, turn=1)
+    rig.call.hang_up_when_heard()
+    await trio.sleep(3.0)
+    rig.session.event(Interrupted(1, trio.current_time()))
+    rig.session.event(TurnComplete(1, None))
+    await trio.sleep(3.0)
+    rig.audio(SECOND_PCM * 6, turn=2)
+    rig.session.event(GenerationComplete(2))
+    await trio.sleep(6.0)
+    assert rig.call.end_reason is None
+
+    rig.media.echo_marks()
+    await rig.call.finished.wait()
+    assert rig.call.end_reason == "agent-hung-up"
 
 
 async def test_keys_pressed_in_one_go_are_told_to_the_model_in_one_go(autojump_clock, talking):

@@ -253,6 +253,42 @@ async def test_an_agent_that_hangs_up_while_it_rings_leaves_time_for_an_answer(
     assert talking.carrier.hung_up == []
 
 
+async def test_an_agent_that_hangs_up_while_it_rings_for_long_leaves_the_caller_to_come_back(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    talking.call.hang_up_when_heard()
+    await trio.sleep(25.0)
+    assert talking.call.handover.report(CallStatus.NO_ANSWER)
+    talking.connect(MemoryMedia())
+    await trio.sleep(20.0)
+
+    assert not talking.call.is_over
+    assert talking.outcome is CallStatus.NO_ANSWER  # as the agent is told
+
+
+async def test_an_agent_that_transfers_and_hangs_up_at_once_takes_its_leave_by_that(
+    autojump_clock, talking
+):
+    talking.says(2, turn=1)  # "I'll connect you": the transfer waits until it is heard
+    await wait_all_tasks_blocked()
+    talking.nursery.start_soon(talking.ask_for_transfer)
+    await wait_all_tasks_blocked()
+    assert talking.call.hang_up_when_heard()
+    await trio.sleep(2.0)
+    talking.media.echo_marks()
+    await wait_all_tasks_blocked()
+    assert talking.carrier.transferred == [("CA1", SALES)]
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+
+    talking.call.handover.report(CallStatus.IN_PROGRESS)
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.TRANSFERRED
+    assert talking.carrier.hung_up == []
+
+
 async def test_without_any_report_the_caller_counts_as_taken_over(autojump_clock, talking):
     await talking.transfer()
     await talking.call.finished.wait()
