@@ -215,20 +215,30 @@ async def _upgrade(
     protocol.receive_data(head + END_OF_HEAD)
     if protocol.events_received() and protocol.handshake_exc is None:
         return rest
-    # Refused: the library says how when it has the body too.
+    # Refused: the library says how when it has the body too, which may last until the end.
+    protocol.receive_data(rest[:MAX_RESPONSE_BYTES])
+    protocol.events_received()
     while protocol.handshake_exc is None:
-        protocol.receive_data(rest[:MAX_RESPONSE_BYTES])
-        protocol.events_received()
-        if protocol.handshake_exc is None:
+        try:
             rest = await _read_some(sock)
-    raise protocol.handshake_exc
+        except OSError:
+            protocol.receive_eof()
+            protocol.events_received()
+            break
+        protocol.receive_data(rest)
+        protocol.events_received()
+    raise protocol.handshake_exc or _closed()
 
 
 async def _read_some(sock: MediaSocket) -> bytes:
     data = await _until_done(sock, partial(sock.recv, 4096))
     if not data:
-        raise ConnectionResetError("closed during the WebSocket handshake")
+        raise _closed()
     return data
+
+
+def _closed() -> ConnectionResetError:
+    return ConnectionResetError("closed during the WebSocket handshake")
 
 
 async def _until_done(sock: MediaSocket, step: Callable[[], T]) -> T:

@@ -243,6 +243,26 @@ async def test_a_refusal_says_its_status(plane):
                 pass
 
 
+@pytest.mark.parametrize("body", [b"", b"no\n", b"n" * 20_000])
+async def test_a_refusal_whose_body_ends_with_the_connection_says_its_status(plane, nursery, body):
+    async def refuse(stream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(body)
+        await stream.aclose()
+
+    listeners = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+    port = listeners[0].socket.getsockname()[1]
+
+    with pytest.raises(InvalidStatus, match="403") as refused:
+        async with dial(plane, f"ws://127.0.0.1:{port}/x"):
+            pass
+
+    assert refused.value.response.body == body
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_connection_that_the_plane_cannot_watch_is_closed(plane, monkeypatch):
     class Full:
         """An epoll that watches no more sockets; the rest is that of the plane's own."""
