@@ -21,6 +21,7 @@ from server.model import (
     Interrupted,
     PastTurn,
     Reconnected,
+    ToolCall,
     ToolCallsRequested,
     ToolResult,
     TurnComplete,
@@ -36,6 +37,7 @@ from server.simulators.gemini import (
     MemorySocket,
     ModelScript,
 )
+from tests.model.test_lasting_services import StandIn
 from tests.support.lasting_talks import (
     HISTORY,
     KEY,
@@ -305,6 +307,38 @@ async def test_an_attempt_that_hangs_ends_with_the_budget(autojump_clock):
     assert trio.current_time() - began == pytest.approx(12.0, abs=0.1)
 
 
+class JustInTime:
+    """A service that is ready in the pass of the loop in which the time for it is up."""
+
+    name = "just in time"
+    key_name = ""
+
+    def __init__(self, clock: trio.testing.MockClock) -> None:
+        self._clock = clock
+
+    @asynccontextmanager
+    async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[StandIn]:
+        ready = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pass_time, ready)
+            await ready.wait()
+        yield StandIn()
+
+    async def _pass_time(self, ready: trio.Event) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        ready.set()
+        self._clock.jump(1_000.0)
+
+
+async def test_a_connection_that_is_ready_as_its_time_is_up_is_no_bug(autojump_clock):
+    session = LastingModel(JustInTime(autojump_clock)).new_session(
+        Agent(), Conversation(), lambda event: None
+    )
+
+    with pytest.raises(ModelError, match="in time"):
+        await session.run()
+
+
 async def test_a_wrong_set_up_is_tried_once(autojump_clock):
     gemini = GeminiSimulator(api_key=KEY, script=MODEL_SCRIPTS["bad-setup"])
     with pytest.raises(ModelSetupRefused):
@@ -396,6 +430,24 @@ async def test_an_answer_whose_question_is_gone_is_taken_up_in_words(autojump_cl
         await talk.say(silence(10.0))
 
     assert talk.services[-1].texts[-1] == phrases.CUT_OFF
+
+
+async def test_an_answer_that_waits_for_a_function_is_taken_up_by_its_result(autojump_clock):
+    long_answer = ModelScript(speed=1.0, drop=Drop(1, 4.0, 1011))
+    call = ToolCall("id-1", "look_up", {})
+    async with talking(long_answer) as talk:
+        talk.session._input._max_bytes = PCM_BYTES_PER_S
+        talk.session.send_text("Greet.")
+        await talk.say(silence(2.0))
+        talk.session._take(talk.session._connection, ToolCallsRequested((call,), 1))
+        await talk.say(silence(8.0))
+        in_between = list(talk.services[-1].texts)
+        talk.session.send_tool_results((ToolResult(call.id, call.name, {"output": 7}),))
+        await talk.say(silence(1.0))
+
+    assert len(talk.services) == 2
+    assert phrases.CUT_OFF not in in_between
+    assert "look_up" in talk.services[-1].texts[-1]
 
 
 # --- Asked for, and elsewhere

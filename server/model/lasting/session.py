@@ -120,6 +120,8 @@ class LastingSession:
                         handle=attempt.handle,
                         first_turn=self._agent_side.turn + 1,
                     ) as connection:
+                        if opening.cancel_called:  # in the pass in which it was ready
+                            raise _late()
                         opening.deadline = math.inf
                         await self._use(connection, attempt)
             except ModelError as error:
@@ -164,7 +166,8 @@ class LastingSession:
             )
             logger.info("model reconnected", reason=news.reason, way=news.way, gap_s=news.gap_s)
             self._tell(news)
-        if self._agent_side.was_cut_off and not self._input.has_sound():
+        said_again = self._input.has_sound() or self._calls.are_open
+        if self._agent_side.was_cut_off and not said_again:
             self._input.put(phrases.CUT_OFF)  # what it was answering is no longer here
         self._agent_side.was_cut_off = False
         self._is_resumable = attempt.way is Way.RESUME
