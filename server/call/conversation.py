@@ -324,6 +324,11 @@ class Conversation:
         heard = self.playout.queued_s or self.playout.is_playing(trio.current_time())
         return not heard and not self.turns.is_busy
 
+    @property
+    def is_heard_out(self) -> bool:
+        """Whether all that the agent has to say has been heard; "one moment" is not all."""
+        return self.playout.all_heard and not self.turns.has_more_to_come(trio.current_time())
+
     def history(self) -> list[PastTurn]:
         """What has been said so far, as the caller heard it, oldest first."""
         self.passing.collect()

@@ -106,8 +106,8 @@ class Farewell:
             return
         c.passing.collect()
         turn = c.agent_turn
-        if turn > c.finished_turn or not c.playout.all_heard:
-            if not await self._comes_true(lambda: c.playout.all_heard):
+        if turn > c.finished_turn or not c.is_heard_out:
+            if not await self._comes_true(lambda: c.is_heard_out):
                 return
             # It may have been no more than "one moment": leave it time for a goodbye.
             with trio.move_on_after(PAUSE_S):
@@ -123,7 +123,7 @@ class Farewell:
     def _is_heard_after(self, turn: int) -> bool:
         """Whether the agent has said more than this turn, and all of it was heard."""
         c = self._conversation
-        return c.agent_turn > turn and c.playout.all_heard
+        return c.agent_turn > turn and c.is_heard_out
 
     async def _comes_true(self, predicate: Callable[[], bool]) -> bool:
         """Wait for something; False if that takes too long with nothing of the agent's heard."""

@@ -181,9 +181,5 @@ class Machine:
                 return True
 
     def _is_said_or_gone(self) -> bool:
-        return self._is_said() or self._conversation.agent_turn <= self._after_turn
-
-    def _is_said(self) -> bool:
-        """Whether all that the agent had to say has been played; "one moment" is not all."""
         c = self._conversation
-        return c.playout.all_heard and not c.turns.is_working(trio.current_time())
+        return c.is_heard_out or c.agent_turn <= self._after_turn

@@ -206,7 +206,7 @@ class Playing:
         """A turn was heard to its end, or to where it was cut."""
         c = self._conversation
         c.opening.greeting_over()
-        if not heard.cut and not c.turns.is_working(trio.current_time()):
+        if not heard.cut and not c.turns.has_more_to_come(trio.current_time()):
             c.heard_out = max(c.heard_out, heard.turn)
         c.notes.transcript.agent_heard(
             heard.turn, heard_s=heard.heard_s, made_s=heard.made_s, cut=heard.cut

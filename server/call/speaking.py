@@ -197,6 +197,8 @@ class Speaking:
         doubtful = mode is BargeInMode.LOCAL or (mode is BargeInMode.BOTH and c.ear.has_echo)
         if doubtful and not spoke:
             c.notes.note("interruption not believed", turn=turn)
+            heard_until = c.playout.audible_until(received_at)
+            c.turns.agent_cut_for_nothing(turn, received_at, heard_until=heard_until)
         elif self._playing.cut(turn, received_at, by="model") and not spoke:
             c.turns.agent_cut_for_nothing(turn, received_at)
 

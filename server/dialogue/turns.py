@@ -128,9 +128,12 @@ class Turns:
         """Whether the caller speaks or is owed a word, or the model waits for a function."""
         return self.caller_speaking or self._awaited is not None or bool(self.tools_open)
 
-    def is_working(self, now: float) -> bool:
-        """Whether the model has said that it is at work on more, and may still be believed."""
-        return now < self._working_until
+    def has_more_to_come(self, now: float) -> bool:
+        """Whether more of what the agent says comes by itself: the model has said that it is at
+        work on it, and may still be believed, or a connection was lost in the middle of it.
+        """
+        is_asked_for = self._awaited is Awaited.CONTINUATION and self._fault is None
+        return is_asked_for or now < self._working_until
 
     def is_content_with(self, turn: int) -> bool:
         """Whether this turn can be heard, and nothing is awaited: more of it changes nothing."""
@@ -368,10 +371,22 @@ class Turns:
             if self._awaited is Awaited.CONTINUATION:
                 self._settle()
 
-    def agent_cut_for_nothing(self, turn: int, now: float) -> None:
-        """The model has interrupted itself, and nobody was heard to speak: it owes the rest."""
+    def agent_cut_for_nothing(
+        self, turn: int, now: float, *, heard_until: float | None = None
+    ) -> None:
+        """The model has interrupted itself, and nobody was heard to speak: it owes the rest.
+
+        Args:
+            turn: The turn.
+            now: The time.
+            heard_until: Until when the caller hears what has come of it; None if that is cut, too.
+        """
         self.agent_cut(turn)
-        self._expect(Awaited.CONTINUATION, now, self.patience.rung_timeout_s)
+        its = self._turn
+        was_under_way = its.number == turn and its.audio_s > 0 and not its.generated
+        if heard_until is None or was_under_way:
+            since = now if heard_until is None else max(now, heard_until)
+            self._expect(Awaited.CONTINUATION, since, self.patience.rung_timeout_s)
 
     def tools_called(self, ids: Iterable[str], turn: int) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""

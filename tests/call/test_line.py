@@ -14,6 +14,7 @@ from codec.line import BYTES_PER_S, FRAME_BYTES, FRAME_S, SILENCE
 from server.agent.agent import Agent
 from server.agent.tool import tool
 from server.call.conversation import Stage
+from server.call.watch import NUDGES
 from server.carrier import AnsweredBy as By
 from server.carrier import (
     CallStatus,
@@ -26,7 +27,8 @@ from server.carrier import (
 from server.carrier.twilio.stream import ABILITIES
 from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
-from server.dialogue.turns import Patience
+from server.dialogue.remedies import Awaited
+from server.dialogue.turns import CONNECTION_LOST, Patience
 from server.dialogue.voicemail import VoicemailPolicy
 from server.errors import CarrierError
 from server.hooks.turns import Kind, shared_turns
@@ -83,6 +85,14 @@ class Line(Rig):
         self.session.event(AgentAudio(SECOND_PCM * seconds, turn, trio.current_time()))
         self.session.event(GenerationComplete(turn))
         self.session.event(TurnComplete(turn, None))
+
+    async def loses_model(self, heard_s: int, turn: int) -> None:
+        """So much of a turn comes and is heard, and no more of it will come."""
+        self.session.event(AgentAudio(SECOND_PCM * heard_s, turn, trio.current_time()))
+        self.session.event(TurnComplete(turn, CONNECTION_LOST))
+        await trio.sleep(heard_s + 0.1)
+        self.media.echo_marks()
+        await wait_all_tasks_blocked()
 
     async def hears(self, payload: bytes) -> None:
         for at in range(0, len(payload), FRAME_BYTES):
@@ -725,6 +735,69 @@ async def test_a_message_to_a_machine_that_was_cut_off_is_left_again(autojump_cl
     assert stage is Stage.TO_MACHINE
     assert line.texts[0] == line.texts[1]
     assert (line.call.end_reason, line.call.record().detail) == ("voicemail", "message left")
+
+
+async def test_half_a_message_is_not_left_when_the_model_is_lost_in_the_middle_of_it(
+    autojump_clock, nursery
+):
+    line = Line(
+        nursery,
+        patience=QUIET,
+        voicemail=VoicemailPolicy.LEAVE_MESSAGE,
+        agent=Agent(greeting="", voicemail="Call me."),
+    )
+    await line.answer()
+    line.call.report_machine(MachineVerdict("CA1", By.MACHINE_END_BEEP, 3.0))
+    await trio.sleep(3.1)
+    await line.loses_model(heard_s=2, turn=1)
+    await trio.sleep(5.0)
+    half = line.call.end_reason
+    line.says(2, turn=2)
+    await trio.sleep(2.1)
+    line.media.echo_marks()
+    await line.call.finished.wait()
+
+    assert half is None
+    assert (line.call.end_reason, line.call.record().detail) == ("voicemail", "message left")
+
+
+@pytest.mark.parametrize("whose", ["ours", "the agent's"])
+async def test_a_goodbye_is_waited_for_when_the_model_is_lost_in_the_middle_of_it(
+    autojump_clock, line, whose
+):
+    if whose == "ours":
+        line.call.farewell.begin(EndReason.DRAINED)
+    else:
+        line.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+    await line.loses_model(heard_s=2, turn=1)
+    await trio.sleep(4.0)
+    half = line.call.end_reason
+    line.says(2, turn=2)
+    await trio.sleep(2.1)
+    line.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert half is None
+    assert line.call.end_reason in (EndReason.DRAINED, EndReason.AGENT_HUNG_UP)
+
+
+async def test_who_is_not_believed_to_have_interrupted_hears_the_rest(autojump_clock, nursery):
+    line = Line(nursery, barge_in=BargeInMode.LOCAL)
+    await line.answer()
+    line.session.event(AgentAudio(SECOND_PCM * 3, 1, trio.current_time()))
+    await trio.sleep(1.0)
+    line.session.event(Interrupted(1, trio.current_time()))
+    line.session.event(TurnComplete(1, None))
+    await trio.sleep(2.0)
+    line.media.echo_marks()
+    before = list(line.texts)
+    await trio.sleep(6.0)
+
+    assert line.facts("interruption not believed")
+    assert before == []
+    assert line.texts == [NUDGES[Awaited.CONTINUATION]]
+    line.call.end(EndReason.HUNG_UP)
 
 
 async def test_a_phone_that_rings_has_no_line_to_lose(autojump_clock, nursery):

@@ -449,6 +449,32 @@ def test_a_caller_is_asked_whether_they_are_there_though_a_turn_without_a_word_n
     assert isinstance(conversation.wait(), AskIfThere)
 
 
+def test_the_rest_of_a_turn_that_the_model_broke_off_is_asked_for_when_the_rest_was_heard():
+    conversation = talk()
+    conversation.turns.agent_audio(1, 3.0, audible=True, now=conversation.now)
+    until = conversation.now + 3.0
+    conversation.turns.agent_cut_for_nothing(1, conversation.now, heard_until=until)
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert conversation.turns.has_more_to_come(conversation.now)
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.CONTINUATION)
+    assert conversation.now == pytest.approx(3.0 + PATIENCE.rung_timeout_s)
+
+
+@pytest.mark.parametrize("what", ["all of it had come", "none of it had", "it was another"])
+def test_nothing_is_asked_for_of_a_turn_that_is_whole_or_never_began(what):
+    conversation = talk()
+    turns = conversation.turns
+    if what != "none of it had":
+        turns.agent_audio(1, 3.0, audible=True, now=conversation.now)
+    if what == "all of it had come":
+        turns.agent_generated(1)
+    turn = 2 if what == "it was another" else 1
+    turns.agent_cut_for_nothing(turn, conversation.now, heard_until=conversation.now)
+
+    assert not turns.has_more_to_come(conversation.now)
+
+
 def test_a_function_that_was_waited_for_is_a_sign_that_the_caller_is_heard():
     conversation = talk()
     conversation.caller_says()
