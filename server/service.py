@@ -419,6 +419,8 @@ class Service:
             await helpers.start(keep_going, "mcp servers", self._mcp_servers.run)
             if self.recordings is not None:
                 await keepers.start(keep_going, "recordings", self.recordings.run)
+                sweep = without_start(self.recordings.sweep)
+                keepers.start_soon(keep_going, "old recordings", sweep)
             await stack.enter_async_context(self.accounts.carrier)
             timeout_s = self.settings.outcome_timeout_s
             self._drawing = Drawing(self.accounts.reader, timeout_s=timeout_s, metrics=self.metrics)

@@ -53,7 +53,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+@-]{0,127}")
 _UNIQUE = re.compile(r"(CA|BR|offhook-)[0-9a-f]{32}")
 """Names that nobody else gives a file. A PBX may have recordings of its own by the names of its
 calls, so a file with another name says that it is ours."""
-_OURS = re.compile(rf"({_UNIQUE.pattern}(-phone|\.[0-9]{{1,2}})?|offhook\..+)\.wav")
+_OURS = re.compile(rf"({_UNIQUE.pattern}(-phone|\.[0-9]{{1,2}})?|offhook\..+)\.(wav|part)")
 """What may be deleted when it is old: nothing that somebody else might have put there."""
 
 # ------------------------------------------------------------------------------------------
@@ -216,8 +216,13 @@ class _WavFile:
         # The file gets its name when it has a header: under that name it is always a WAV.
         self._samples = 0
         unready = path.with_suffix(".part")
-        self._write_all_to(unready)
-        unready.replace(path)
+        try:
+            self._write_all_to(unready)
+            unready.replace(path)
+        except OSError:
+            with suppress(OSError):
+                unready.unlink()
+            raise
         self._file: BinaryIO = path.open("r+b", buffering=0)
 
     def _write_all_to(self, path: Path) -> None:
@@ -288,7 +293,10 @@ def check_directory(directory: Path, setting: str = "RECORDINGS_DIR") -> None:
 
 
 class Recordings:
-    """Every recording of this process: one task, one thread, one directory.
+    """Every recording of this process: one task that writes, one that deletes what is old.
+
+    Each has a thread of its own at most, as to look through a slow disk may take longer than
+    memory lasts for what is to be written.
 
     Args:
         directory: Where the files go; it is made when the first call is recorded.
@@ -309,7 +317,8 @@ class Recordings:
         self._refused_at = inf
         self._ended = trio.Event()
         # A disk that hangs takes no other work's thread: calls need some, to ask for names.
-        self._thread = trio.CapacityLimiter(1)
+        self._writer = trio.CapacityLimiter(1)
+        self._sweeper = trio.CapacityLimiter(1)
         self.reading = trio.CapacityLimiter(READERS)
         """The threads of those who read recordings."""
 
@@ -344,15 +353,10 @@ class Recordings:
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled, and then what is left."""
-        sweep_at = trio.current_time()
         task_status.started()
         try:
             while True:
                 ended = self._ended = trio.Event()
-                if trio.current_time() >= sweep_at:
-                    with suppress(NoThread):  # what is old may get a little older
-                        await self._in_thread(self._delete_old)
-                    sweep_at = trio.current_time() + SWEEP_EVERY_S
                 if not is_standing():  # else what callers said meanwhile is about to be read
                     await self._write()
                 with trio.move_on_after(WRITE_EVERY_S):
@@ -365,6 +369,18 @@ class Recordings:
                         recorder.end(now)
                 await self._write(is_last_time=True)
             raise
+
+    async def sweep(self) -> None:
+        """Delete what is old, now and again; returns if all is kept for ever."""
+        while self._retention_days is not None:
+            with suppress(NoThread):  # it may get a little older
+                await trio.to_thread.run_sync(
+                    self._delete_old,
+                    time.time() - self._retention_days * DAY_S,
+                    abandon_on_cancel=True,
+                    limiter=self._sweeper,
+                )
+            await trio.sleep(SWEEP_EVERY_S)
 
     async def _write(self, *, is_last_time: bool = False) -> None:
         """Take what there is from every recorder, write it, and see what became of it."""
@@ -385,7 +401,9 @@ class Recordings:
 
         with trio.move_on_after(MAX_BUFFER_S) as patience:
             try:
-                await self._in_thread(write_all)
+                await trio.to_thread.run_sync(
+                    write_all, abandon_on_cancel=True, limiter=self._writer
+                )
                 self._refused_at = inf
             except NoThread as no_thread:
                 if is_last_time:
@@ -398,7 +416,7 @@ class Recordings:
                 with suppress(IndexError):  # else a thread has begun, and does all of it
                     self._left += untouched.pop()
                 raise
-        for recorder, _, _, is_last in work:
+        for recorder, *_ in work:
             error = failures.get(recorder)
             reason = _reason_of(error, is_slow=patience.cancelled_caught)
             if reason is not None:
@@ -407,8 +425,9 @@ class Recordings:
                     bug = None if isinstance(error, OSError) else error
                     self._stop(recorder, reason, unwritten, exc_info=bug)
                 self._left.append((recorder, b"", b"", True))  # its file may be open yet
-            if is_last or recorder.stopped is not None:
+            if recorder.stopped is not None:
                 self._recorders.discard(recorder)
+            if recorder not in self._recorders:
                 recorder.on_stop = None  # who is told knows the recorder
         failures.clear()  # or what was raised holds what holds it
 
@@ -418,9 +437,6 @@ class Recordings:
         if now - self._refused_at >= MAX_BUFFER_S:
             return False
         self._left += work
-        for recorder, _, _, is_last in work:
-            if is_last:
-                self._recorders.discard(recorder)
         return True
 
     def _take(self, now: float) -> Generator[_Piece]:
@@ -432,6 +448,8 @@ class Recordings:
             except Exception as error:  # of one call, whose recording ends here
                 self._stop(recorder, "error", 0, exc_info=error)
                 caller, agent = b"", b""
+            if is_last:  # whoever has this piece is the last to write: who writes next has none
+                self._recorders.discard(recorder)
             yield recorder, caller, agent, is_last
 
     def _append(self, recorder: Recorder, caller: bytes, agent: bytes, is_last: bool) -> None:
@@ -467,24 +485,25 @@ class Recordings:
                 "recording stopped", reason=reason, call_sid=recorder.call_sid, exc_info=exc_info
             )
 
-    def _delete_old(self) -> None:
-        if self._retention_days is None:
-            return
-        oldest_kept = time.time() - self._retention_days * DAY_S
-        deleted = 0
+    def _delete_old(self, oldest_kept: float) -> None:
+        """Delete what is older; what cannot be deleted is in the way of nothing else."""
+        deleted, failures = 0, list[OSError]()
         try:
             for path in self._directory.iterdir():
-                # Another process of this server may have deleted it at this moment.
-                with suppress(FileNotFoundError):
+                try:
                     if _OURS.fullmatch(path.name) and path.stat().st_mtime < oldest_kept:
                         path.unlink()
                         deleted += 1
+                except FileNotFoundError:
+                    pass  # by another process of this server at this moment
+                except OSError as error:
+                    failures.append(error)
         except FileNotFoundError:
             pass  # there has been none yet
         except OSError as error:
-            logger.warning("old recordings not deleted", error=error.strerror)
+            failures.append(error)
+        if failures:
+            why = failures[0].strerror
+            logger.warning("old recordings not deleted", error=why, recordings=len(failures))
         if deleted:
             logger.info("old recordings deleted", recordings=deleted)
-
-    async def _in_thread(self, function: Callable[[], None]) -> None:
-        await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._thread)

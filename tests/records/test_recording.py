@@ -18,6 +18,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from codec import decode_mulaw
@@ -198,6 +199,7 @@ def test_an_hour_is_recorded_in_constant_memory():
 async def running(directory: Path, **options):
     recordings = Recordings(directory, metrics=Metrics(CollectorRegistry()), **options)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(recordings.sweep)
         await nursery.start(recordings.run)
         yield recordings
         nursery.cancel_scope.cancel()
@@ -434,8 +436,94 @@ async def test_a_disk_that_hangs_ends_the_recordings_and_nobody_waits(tmp_path, 
     assert recorder.stopped == "disk-too-slow"
 
 
+async def test_a_stop_while_the_last_of_a_recording_is_written_leaves_it_whole(
+    tmp_path, monkeypatch
+):
+    began, goes_on = trio.Event(), threading.Event()
+    append = recording._WavFile.append
+
+    def wait_and_append(self, caller: bytes, agent: bytes) -> None:
+        trio.from_thread.run_sync(began.set)
+        goes_on.wait(60.0)
+        append(self, caller, agent)
+
+    monkeypatch.setattr(recording._WavFile, "append", wait_and_append)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
+            await nursery.start(recordings.run)
+            recorder = recordings.begin(SID, trio.current_time() - 1.0)
+            recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+            recordings.end(recorder, trio.current_time())
+            await began.wait()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()  # it waits for the thread, to write what is left
+                goes_on.set()
+
+    assert length_of(tmp_path / f"{SID}.wav") == pytest.approx(recorder.duration_s)
+    assert recorder.duration_s >= 1.0
+
+
+async def test_recordings_are_written_while_old_ones_are_looked_for_on_a_slow_disk(
+    tmp_path, monkeypatch
+):
+    looks, goes_on = trio.Event(), threading.Event()
+
+    def look(self, oldest_kept: float) -> None:
+        trio.from_thread.run_sync(looks.set)
+        goes_on.wait(60.0)
+
+    monkeypatch.setattr(Recordings, "_delete_old", look)
+    with trio.fail_after(60):
+        async with running(tmp_path, retention_days=7.0) as recordings:
+            await looks.wait()
+            recorder = recordings.begin(SID, trio.current_time() - 1.0)
+            recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+            recordings.end(recorder, trio.current_time())
+            while not (path := recordings.path(SID)) or not length_of(path):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            goes_on.set()
+
+
+async def test_an_old_recording_that_cannot_be_deleted_is_in_no_others_way(tmp_path):
+    paths = [tmp_path / f"CA{digit * 32}.wav" for digit in "123"]
+    for path in paths:
+        path.write_bytes(b"x") if path is not paths[1] else path.mkdir()
+        os.utime(path, (time.time() - 8 * 86_400.0,) * 2)
+    with capture_logs() as logs:
+        async with running(tmp_path, retention_days=7.0):
+            with trio.fail_after(60):
+                while paths[0].exists() or paths[2].exists():  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+                while not logs:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+
+    assert [*tmp_path.iterdir()] == [paths[1]]
+    (told,) = [one for one in logs if one["event"] == "old recordings not deleted"]
+    assert told["recordings"] == 1
+
+
+async def test_a_recording_that_cannot_be_begun_leaves_no_file_behind(tmp_path, monkeypatch):
+    def fail(self, path: Path) -> None:
+        path.write_bytes(b"RIFF")
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    monkeypatch.setattr(recording._WavFile, "_write_all_to", fail)
+    async with running(tmp_path) as recordings:
+        recorder = recordings.begin(SID, trio.current_time() - 1.0)
+        recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+        recordings.end(recorder, trio.current_time())
+        with trio.fail_after(60):
+            while recorder.stopped is None:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+    assert recorder.stopped == "disk-full"
+    assert [*tmp_path.iterdir()] == []
+
+
 async def test_old_recordings_of_ours_are_deleted_and_nothing_else(tmp_path):
-    ours = [tmp_path / f"{SID}.wav", tmp_path / f"{SID}-phone.wav"]
+    ours = [tmp_path / f"{SID}.wav", tmp_path / f"{SID}-phone.wav", tmp_path / f"{SID}.part"]
     young = tmp_path / f"CA{'1' * 32}.wav"
     theirs = ("holiday.wav", "CA1.wav", f"{SID}.txt", "1732900000.5.wav", "offhook.wav")
     not_ours = [tmp_path / name for name in theirs]
