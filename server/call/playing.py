@@ -18,6 +18,8 @@ from server.errors import StreamEnded
 from server.hooks.trio_clock import missed_s
 from server.signal import Once
 
+CUT_AT_ONCE = 8
+"""Turns of either side among which are all that may be cut with one."""
 THINKING_AFTER_S = 0.8
 """Silence after which the caller would like to hear that somebody is there."""
 
@@ -142,6 +144,7 @@ class Playing:
         """Barge-in: stop the agent before anything else is sent; False if there was nothing."""
         c = self._conversation
         cut = c.playout.interrupt(turn, at)
+        c.write_heard(at, last=CUT_AT_ONCE)
         c.turns.agent_cut(turn, starved_s=c.playout.starved_s(turn))
         c.ear.agent_cut()
         if cut is None:
@@ -184,7 +187,9 @@ class Playing:
             recorder.sent(Clear(), heard_until + missed_s())
         c.line = None
         c.connected = Once()
-        if (cut := c.playout.leave(heard_until, waits=waits)) is not None:
+        cut = c.playout.leave(heard_until, waits=waits)
+        c.write_heard(heard_until, last=CUT_AT_ONCE)
+        if cut is not None:
             self.note_heard(cut)
         c.changed.set()
         c.unsent.set()

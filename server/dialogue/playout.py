@@ -136,6 +136,7 @@ class Playout:
         self._settled = 0  # of them, those at the beginning that are summed up
         self.cushion = cushion or Cushion()
         self._made: dict[int, int] = {}  # bytes of each turn
+        self._forgotten = -1  # the newest turn of which nothing is known any more
         self._cut_up_to = -1  # turn 0 is what is played before the model has said anything
         self._marks_out: dict[str, float] = {}  # and when the caller has heard what is before it
         self._heard_before_bytes = 0  # of turns that are forgotten
@@ -449,12 +450,13 @@ class Playout:
         self._heard_before_bytes += round(seconds * BYTES_PER_S)
 
     def turn_heard(self, number: int, now: float) -> HeardTurn | None:
-        """How much of this turn the caller has heard; None if there is nothing of it."""
+        """How much of this turn the caller has heard; None if that is not known (any more)."""
         if (turn := _of(self._turns, number)) is not None:
             return self._heard(turn, now)
-        if number not in self._made:
+        cut = self._forgotten < number <= self._cut_up_to  # before anything was on its way
+        if not cut and number not in self._made:
             return None
-        made_s, cut = self._made[number] / BYTES_PER_S, number <= self._cut_up_to
+        made_s = self._made.get(number, 0) / BYTES_PER_S
         return HeardTurn(number, heard_s=0.0, sent_s=0.0, made_s=made_s, cut=cut)
 
     def starved_s(self, number: int) -> float:
@@ -507,7 +509,8 @@ class Playout:
             self._heard_before_bytes += old.anchor_bytes if old.cut else old.sent_bytes
             self._settled += 1
         if is_full:
-            del self._turns[0]
+            self._forgotten = self._turns.pop(0).number
+            self._made.pop(self._forgotten, None)
             self._settled -= 1
         turn = _Turn(number)
         self._turns.append(turn)

@@ -154,6 +154,36 @@ async def test_the_transcript_is_cut_where_the_caller_barged_in(autojump_clock, 
     assert caller["text"] == "wait"
 
 
+@pytest.mark.parametrize("second_s", [3, 0])
+async def test_all_turns_that_are_cut_at_once_are_told_as_they_were_heard(
+    autojump_clock, talking, second_s
+):
+    told = []
+    notes = talking.call.conversation.notes
+    notes.on_heard = lambda turn: told.extend(notes.transcript.settled(turn, words=True))
+    talking.session.event(AgentTranscript("one two three four", 1))
+    talking.audio(SECOND_PCM * 2, turn=1)
+    talking.session.event(GenerationComplete(1))
+    talking.session.event(TurnComplete(1, None))
+    talking.session.event(AgentTranscript("five six seven", 2))
+    if second_s:
+        talking.audio(SECOND_PCM * second_s, turn=2)
+    await trio.sleep(1.0)
+    talking.session.event(Interrupted(2, trio.current_time()))
+    await wait_all_tasks_blocked()
+    if not second_s:
+        talking.audio(SECOND_PCM, turn=3)
+        await wait_all_tasks_blocked()
+
+    shown = talking.call.record().as_dict()["transcript"][:2]
+    assert [(one["text"], one["cut"], one["heard_s"]) for one in shown] == [
+        ("one two", True, pytest.approx(1.0, abs=0.01)),
+        ("", True, 0.0),
+    ]
+    assert [turn for _, turn in told] == shown[: len(told)]
+    assert len(told) == (2 if second_s else 1)
+
+
 async def test_stop_ends_the_call_and_closes_both_sides(autojump_clock, talking):
     talking.media.hang_up()
     await talking.call.finished.wait()

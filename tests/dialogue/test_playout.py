@@ -259,6 +259,43 @@ def test_what_was_heard_of_many_turns_is_what_was_heard_of_each():
         assert playout.heard_s(at + 1.5) == pytest.approx(heard_s)
 
 
+@pytest.mark.parametrize("silent_every", [2, 5, 1_000])
+def test_what_was_heard_of_a_turn_is_never_forgotten_in_part(silent_every):
+    playout = opened()
+
+    for turn in range(1, 2 * MAX_TURNS):
+        if turn % silent_every:
+            playout.push(SECOND, turn)
+        playout.finish_turn(turn)
+        for each in drain(playout, 2.0 * turn):
+            if isinstance(each, SendMark):
+                playout.mark_reached(each.name, 2.0 * turn + 1.0)
+        if turn == MAX_TURNS:
+            playout.push(SECOND, turn)
+            playout.interrupt(turn, 2.0 * turn + 1.5)
+
+    at = 4.0 * MAX_TURNS
+    known = {turn: playout.turn_heard(turn, at) for turn in range(1, 2 * MAX_TURNS)}
+    first = min(turn for turn, heard in known.items() if heard is not None)
+    assert first == MAX_TURNS
+    for turn in range(first, 2 * MAX_TURNS):
+        assert known[turn].heard_s == pytest.approx(1.0 if turn % silent_every else 0.0)
+
+
+def test_nothing_was_heard_of_a_turn_that_was_cut_before_its_first_sound():
+    playout = opened()
+    playout.push(SECOND, turn=1)
+    drain(playout, 0.0)
+    playout.interrupt(2, 0.5)  # whose text alone had come
+
+    first, second = playout.turn_heard(1, 1.0), playout.turn_heard(2, 1.0)
+    assert first is not None
+    assert (first.heard_s, first.cut) == (pytest.approx(0.5), True)
+    assert second is not None
+    assert (second.heard_s, second.made_s, second.cut) == (0.0, 0.0, True)
+    assert playout.turn_heard(3, 1.0) is None
+
+
 def test_the_next_turn_is_heard_after_the_one_before_it():
     playout = opened()
     playout.push(SECOND, turn=1)
