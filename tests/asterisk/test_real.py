@@ -22,6 +22,8 @@ pytestmark = [needs_asterisk, pytest.mark.sockets, pytest.mark.slow]
 SPEECH = Path(__file__).parent.parent.parent / "server" / "speech"
 US = "+15005550006"
 THEM = "+15005550101"
+ANSWERED_BEFORE = "100"
+"""An extension that answers, and then gives the call to the server."""
 
 
 def loudness(frame: bytes) -> float:
@@ -74,6 +76,23 @@ async def test_a_caller_is_greeted_and_hangs_up(exchange, nursery):
 
     assert call.end_reason == "caller-hung-up"
     assert call.direction == "inbound"
+    assert call.progress.status == "completed"
+
+
+async def test_a_call_that_the_dialplan_answered_before_us_is_in_progress_and_completed(
+    exchange, nursery
+):
+    async with exchange.phone() as phone:
+        nursery.start_soon(phone.run)
+        await phone.call(ANSWERED_BEFORE)
+        await hears_speech(phone)
+        call = await exchange.only_call()
+        during = call.progress.status
+        await phone.hang_up()
+        await ended(exchange, call)
+
+    assert during == "in-progress"
+    assert call.end_reason == "caller-hung-up"
     assert call.progress.status == "completed"
 
 

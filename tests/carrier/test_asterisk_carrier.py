@@ -168,6 +168,19 @@ async def test_a_call_that_comes_in_is_answered_and_has_an_end_at_asterisk(pbx):
     assert [one.status for one in updates] == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
 
 
+async def test_a_call_that_the_dialplan_has_answered_ends_as_one_that_talked(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN, state="Up")
+        await pbx.until(lambda: talks(pbx, IN))
+        await pbx.ends(IN)
+        updates = await desk.is_told(StatusUpdate, 2)
+
+    assert requests(pbx, "POST", "/answer") == 0
+    assert [one.status for one in updates] == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
+    assert "duration_s" in updates[-1].facts
+
+
 async def test_a_refused_call_goes_on_in_the_dialplan_where_another_process_may_have_it(pbx):
     async with hearing(pbx, Desk({VoiceRequest: RefuseCall()})):
         await pbx.calls_in("offhook", IN)

@@ -96,6 +96,30 @@ def test_what_an_inbound_call_is_answered(reply, steps):
     assert exchange.do(CALL, reply) == steps
 
 
+def test_a_call_that_the_dialplan_has_answered_is_known_to_be_and_not_answered_again():
+    exchange = Exchange()
+
+    asked = exchange.take(event("StasisStart", CALL), 9.0)
+    begun = exchange.do(CALL, ConnectStream("tick"))
+    over = exchange.found(CALL, None, 14.4)
+
+    assert told(asked) == [
+        StatusUpdate(CALL, CallStatus.IN_PROGRESS, 1),
+        VoiceRequest(CALL, "+15005550100", begins=True),
+    ]
+    assert begun == [OpenStream(CALL, MEDIA, "tick"), Limit(CALL)]
+    assert told(over) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "5"})]
+
+
+def test_an_answered_call_that_no_other_process_takes_is_still_answered():
+    exchange = Exchange()
+
+    asked = exchange.take(event("ApplicationMoveFailed", CALL, args=["given"]), 9.0)
+
+    assert told(asked)[0] == StatusUpdate(CALL, CallStatus.IN_PROGRESS, 1)
+    assert exchange.legs[CALL].answered_at == 9.0
+
+
 def test_a_call_of_ours_rings_is_answered_and_gets_its_stream():
     exchange = Exchange()
     exchange.dial(OURS, "tick")

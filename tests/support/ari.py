@@ -109,12 +109,14 @@ class FakeAri:
         runs = {"dialplan": {"app_name": "Stasis" if known.get("app") else "Dial"}}
         return {"id": channel_id, "state": "Up"} | runs | known
 
-    async def calls_in(self, app: str, channel_id: str, *args: str, exten: str = "1000") -> None:
-        """A call comes in, and the dialplan gives it to an app."""
+    async def calls_in(
+        self, app: str, channel_id: str, *args: str, exten: str = "1000", state: str = "Ring"
+    ) -> None:
+        """A call comes in, and the dialplan gives it to an app; one that is Up it has answered."""
         caller = {"name": "", "number": "+15005550100"}
         dialplan = {"exten": exten, "app_name": "Stasis", "app_data": ",".join((app, *args))}
         self.channels[channel_id] = {
-            "state": "Ring",
+            "state": state,
             "app": app,
             "caller": caller,
             "dialplan": dialplan,
@@ -235,6 +237,8 @@ class FakeAri:
                 await self.ends(channel_id)
                 return 204, None
             case ("POST", "channels", channel_id, "answer"):
+                if self.channels[channel_id]["state"] == "Up":  # nothing changes, so none is told
+                    return 204, None
                 self.channels[channel_id]["state"] = "Up"
                 await self.tell(self.channels[channel_id]["app"], "ChannelStateChange", channel_id)
                 return 204, None

@@ -86,6 +86,8 @@ exten = _[+0-9].,1,Stasis(offhook,X-Line=${{EXTEN}})
  same = n,Stasis(offhook-a.0)
  same = n,Stasis(offhook-b.0)
  same = n,Hangup(17)
+exten = 100,1,Answer()
+ same = n,Stasis(offhook)
 [offhook-transfer]
 exten = _[+0-9].,1,Dial(PJSIP/${{EXTEN}}@trunk,${{OFFHOOK_RING_S}})
  same = n,Stasis(${{OFFHOOK_APP}},transferred,${{DIALSTATUS}})

@@ -275,7 +275,7 @@ class Exchange:
             case "ApplicationMoveFailed" if channel is not None:
                 # The one that was chosen hears no events yet, or any more.
                 if channel.id not in self.legs and not channel.id.startswith(MEDIA_PREFIX):
-                    return self._new(channel, [*event.args, GIVEN])
+                    return self._new(channel, [*event.args, GIVEN], now)
             case "Dial":
                 return self._dialled(event)
             case "PlaybackFinished" if event.playback is not None:
@@ -407,21 +407,21 @@ class Exchange:
             # Whoever has dialled it is gone, or has given it up without Asterisk's hearing of it.
             return self._left_behind(name, now)
         if leg is None:
-            return self._new(channel, args)
+            return self._new(channel, args, now)
         ticket, leg.ticket = leg.ticket, ""
         leg.is_heard_of = True
         if not ticket:  # it was brought here, by us
             return []
         return self._answered(leg, now) + self.open_stream(name, ticket)
 
-    def _new(self, channel: Channel, args: Sequence[str]) -> list[Step]:
-        """A call comes in."""
+    def _new(self, channel: Channel, args: Sequence[str], now: float) -> list[Step]:
+        """A call comes in; the dialplan may have answered it, of which nothing more is told."""
         told = tuple(one[:MAX_TEXT] for one in args[:MAX_ARGUMENTS] if one != GIVEN)
         headers = {
             found[1]: found[2] for one in told if (found := _HEADER.fullmatch(one)) is not None
         }
         called = channel.dialplan.exten
-        self.legs[channel.id] = Leg(channel.id, arguments=told)
+        leg = self.legs[channel.id] = Leg(channel.id, arguments=told)
         request = VoiceRequest(
             channel.id,
             channel.caller.number[:64],
@@ -430,7 +430,8 @@ class Exchange:
             headers=headers,
             is_given=GIVEN in args,
         )
-        return [Tell(request)]
+        answered = self._answered(leg, now) if channel.state == "Up" else []
+        return [*answered, Tell(request)]
 
     def _media_started(self, name: str) -> list[Step]:
         leg = self.legs.get(call_of(name))
