@@ -113,7 +113,12 @@ class Delivery:
             now = time.time()
             try:
                 claimed, due_at = await self._step(now)
+                # The wall clock may go far ahead of ours, when it is put forward or we are held up:
+                # then leases of ours have run out, and the same events are leased to us again.
+                ours = self._under_way.keys() | {one.event.id for one in self._sent}
                 for one in claimed:
+                    if one.event.id in ours:
+                        continue
                     self._places.began(one.event.target)
                     self._under_way[one.event.id] = one
                     nursery.start_soon(self._send, pool, one)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import time as now
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -12,8 +14,9 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy.exc import OperationalError
 from standardwebhooks import Webhook
 
+from server.events import delivery as delivery_module
 from server.events import retries
-from server.events.delivery import AT_ONCE, Delivery
+from server.events.delivery import AT_ONCE, LEASE_S, Delivery
 from server.events.event import CallTold, outbox_event, payload_of
 from server.events.places import PER_SILENT, SLOW_PART
 from server.metrics import Metrics
@@ -89,6 +92,89 @@ async def test_one_that_is_not_taken_comes_again_with_the_same_id_before_those_a
     kinds = [one.content["type"] for one in receiver.received]
     assert kinds == ["call.started"] * 4 + ["call.answered", "call.ended"]
     assert len({one.id for one in receiver.received}) == 3
+
+
+class LeasedAgain:
+    """Tells when an event is leased that has been leased before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ids: list[str] = []
+        self.again = threading.Event()
+        step = Outbox.step
+
+        def told(outbox, sent, **facts):
+            found = step(outbox, sent, **facts)
+            ids = [one.event.id for one in found.claimed]
+            if not set(ids).isdisjoint(self.ids):
+                self.again.set()
+            self.ids += ids
+            return found
+
+        monkeypatch.setattr(Outbox, "step", told)
+
+    async def wait(self) -> None:
+        while not self.again.is_set():  # noqa: ASYNC110 (a thread sets it)
+            await trio.sleep(0.01)
+
+
+async def test_an_event_that_is_on_its_way_when_its_lease_runs_out_is_not_sent_beside_itself(
+    monkeypatch,
+):
+    ahead_s = 0.0
+    clock = SimpleNamespace(time=lambda: now() + ahead_s)
+    monkeypatch.setattr(delivery_module, "time", clock)
+    leased = LeasedAgain(monkeypatch)
+    async with receiving() as receiver, sending() as records:
+        receiver.may_answer = trio.Event()
+        records.tell(told("call.ended", receiver.url, call="CA1", at=now()))
+        await receiver.wait_received(1)
+
+        ahead_s = 2 * LEASE_S
+        await leased.wait()
+        receiver.may_answer.set()
+        records.tell(told("call.ended", receiver.url, call="CA2", at=now()))
+        await receiver.wait_taken(2)
+        await until(records, lambda outbox: not outbox.waiting().waiting)
+
+    calls = [one.content["data"]["call"]["call_sid"] for one in receiver.received]
+    assert calls == ["CA1", "CA2"]
+
+
+async def test_an_event_whose_outcome_is_not_yet_written_when_its_lease_runs_out_is_not_sent_again(
+    monkeypatch,
+):
+    ahead_s = 0.0
+    clock = SimpleNamespace(time=lambda: now() + ahead_s)
+    monkeypatch.setattr(delivery_module, "time", clock)
+    step = Delivery._step
+
+    async def steps_late(delivery, at, free=None):
+        """Its receiver answers while a step goes on, in which the lease runs out."""
+        nonlocal ahead_s
+        if delivery._under_way and not receiver.may_answer.is_set():
+            await receiver.wait_received(1)
+            ahead_s, at = 2 * LEASE_S, at + 2 * LEASE_S
+            sent = delivery._sent
+            delivery._sent = []  # what the step knows
+            finished = delivery._records.outbox_changed.next()
+            receiver.may_answer.set()
+            await finished.wait()
+            assert not delivery._under_way
+            unwritten, delivery._sent = delivery._sent, sent
+            found = await step(delivery, at, free)
+            delivery._sent += unwritten
+            return found
+        return await step(delivery, at, free)
+
+    monkeypatch.setattr(Delivery, "_step", steps_late)
+    async with receiving() as receiver, sending() as records:
+        receiver.may_answer = trio.Event()
+        records.tell(told("call.ended", receiver.url, call="CA1", at=now()))
+        await receiver.wait_received(1)
+
+        await until(records, lambda outbox: not outbox.waiting().waiting)
+
+    assert len(receiver.received) == 1
 
 
 async def test_a_redirect_is_not_followed():

@@ -34,6 +34,8 @@ class Receiver:
     answer: Callable[[Received], int | None] = lambda received: 204
     """A status; None for no answer at all."""
     answer_headers: list[tuple[str, str]] = field(default_factory=list)
+    may_answer: trio.Event | None = None
+    """Nothing is answered before that, if there is anything to wait for."""
     url: str = ""
     received: list[Received] = field(default_factory=list)
     taken: list[Received] = field(default_factory=list)
@@ -82,6 +84,8 @@ class Receiver:
         self._changed = trio.Event()
         if status is None:
             await trio.sleep_forever()
+        if self.may_answer is not None:
+            await self.may_answer.wait()
         headers = [*self.answer_headers, ("content-length", "0")]
         head = h11.Response(status_code=status, headers=headers)
         await stream.send_all(connection.send(head) + connection.send(h11.EndOfMessage()))
