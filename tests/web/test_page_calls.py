@@ -190,13 +190,18 @@ async def test_a_page_hangs_up_by_its_calls_key(has_stream):
         async with page_on(call) if has_stream else trio.open_nursery() as page:
             if has_stream:
                 await page.wait(lambda: page.told("media"))
+            progress = server.service.calls.register.get_live(call["call_sid"]).progress
             over = (await server.http.post("/calls/browser/resume", json=shown)).json()
+            with trio.fail_after(PATIENCE_S):
+                await progress.settled.wait()
             record = await ended(server, call["call_sid"])
+            kept = len(server.service.accounts.pages._streams)
         again = (await server.http.post("/calls/browser/resume", json=shown)).json()
 
     assert stranger.status_code == 403
     assert (over["over"], again["over"]) == (True, True)
-    assert record["reason"] == "caller-hung-up"
+    assert (record["reason"], record["status"]) == ("caller-hung-up", "completed")
+    assert kept == 0
 
 
 async def test_a_page_is_told_how_long_its_call_waits_when_the_line_is_lost():

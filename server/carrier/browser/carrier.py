@@ -79,7 +79,7 @@ class BrowserCarrier:
 
     def new_stream(self, transport: Transport) -> BrowserMediaStream:
         """The media stream of a socket that a page has opened."""
-        return BrowserMediaStream(transport, self._started, self._stopped)
+        return BrowserMediaStream(transport, self._started, self.hung_up)
 
     def _started(self, call_sid: str, stream: BrowserMediaStream) -> None:
         self._streams[call_sid] = stream
@@ -87,7 +87,8 @@ class BrowserCarrier:
             self._streams.popitem(last=False)
         self._report(call_sid, CallStatus.IN_PROGRESS)
 
-    def _stopped(self, call_sid: str) -> None:
+    def hung_up(self, call_sid: str) -> None:
+        """The page has hung up, on its stream or by its call's key."""
         self._streams.pop(call_sid, None)
         self._report(call_sid, CallStatus.COMPLETED)
 

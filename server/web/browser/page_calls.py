@@ -101,6 +101,7 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         call = service.calls.register.get_live(data.call_sid)
         if data.hang_up and call is not None:
             call.end(EndReason.CALLER_HUNG_UP)
+            service.accounts.pages.hung_up(data.call_sid)
             return BrowserCallGoesOn(over=True).model_dump(), 200, {"Cache-Control": "no-store"}
         reply = await service.calls.resume(
             data.call_sid, service.agent, is_orphan=is_orphan, by_caller=True
