@@ -104,10 +104,10 @@ class Turns:
         return True
 
     async def _wait(self, kind: Kind) -> bool:
-        waiting, now = self._waiting[kind], _now()
+        waiting = self._waiting[kind]
         if not waiting:
-            self._given_at[kind] = now  # nobody has waited until now
-        own = _Waiting(now)
+            self._given_at[kind] = trio.current_time()  # nobody has waited until now
+        own = _Waiting(_now())
         waiting.append(own)
         try:
             await own.over.wait()
@@ -131,12 +131,13 @@ class Turns:
             kind = self._kinds[0]
             self._kinds.rotate(-1)
             if waiting := self._waiting[kind]:
-                self._note(kind, now)
+                self._note(kind)
                 waiting.popleft().over.set()
                 return
         self._is_taken = False
 
-    def _note(self, kind: Kind, now: float) -> None:
+    def _note(self, kind: Kind) -> None:
+        now = trio.current_time()  # a pause of ours says nothing of how long the next ones take
         apart_s = now - self._given_at[kind]
         self._apart_s[kind] += (apart_s - self._apart_s[kind]) / REMEMBERED
         self._given_at[kind] = now

@@ -137,6 +137,21 @@ async def test_the_wait_for_a_turn_is_what_the_last_ones_have_waited(mock_clock:
     assert streams_wait_s == 0.0
 
 
+async def test_a_pause_of_ours_does_not_make_the_next_turns_seem_slow():
+    with pausing_clock():
+        async with trio.open_nursery() as nursery:
+            crowd = Crowd(nursery)
+            await crowd.come("early", Kind.ACT, 4)
+            hold_up(2.0)
+            await crowd.come("late", Kind.ACT, 200)
+            ahead = 204 - crowd.had.total()
+            wait_s = crowd.turns.wait_s(Kind.ACT)
+
+    assert ahead > 100
+    assert wait_s < MAX_TURN_S  # at the pause's pace it would be more than ten seconds
+    assert crowd.had["early", True] + crowd.had["late", True] == 204
+
+
 async def test_it_is_known_how_long_ago_a_request_had_to_wait_for_its_turn(autojump_clock, nursery):
     turns = Turns()
     before = turns.since_behind_s()
