@@ -15,6 +15,10 @@ from typing import Protocol
 from server.errors import CarrierProtocolError
 from server.media.words import SoundPath
 
+MAX_CALL_SID_CHARS = 120
+"""Of a call's name, at every carrier and in every record. Asterisk's may be the longest, with a
+``systemname``; its channels' have at most 149, and up to 29 more are in that of a call's stream."""
+
 # ------------------------------------------------------------------------------------------
 # What a media stream tells us
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from server.records.tables import calls
+from server.carrier import MAX_CALL_SID_CHARS
+from server.records.tables import calls, events
 
 
 def _nothing_to_change(connection: sql.Connection) -> None:
@@ -50,6 +51,14 @@ def _add_trouble(connection: sql.Connection) -> None:
     _add_indexes(connection, "had_trouble")
 
 
+def _widen_call_sids(connection: sql.Connection) -> None:
+    """Asterisk's names were cut; SQLite takes text of any length, whatever its tables say."""
+    if connection.dialect.name == "postgresql":  # which writes no row anew for it
+        for name in (calls.name, events.name):
+            wide = f"ALTER COLUMN call_sid TYPE VARCHAR({MAX_CALL_SID_CHARS})"
+            connection.exec_driver_sql(f"ALTER TABLE {name} {wide}")
+
+
 MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
     1: _nothing_to_change,
     2: _add_generation,
@@ -57,5 +66,6 @@ MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
     4: _nothing_to_change,
     5: _add_outcome,
     6: _add_trouble,
+    7: _widen_call_sids,
 }
 """From this version to the next one, in one transaction; version 1 is the first."""

@@ -9,18 +9,20 @@ from typing import Any
 
 import sqlalchemy as sql
 
+from server.carrier import MAX_CALL_SID_CHARS
+
 MAX_NUMBER = 2.0**63
 """No number in a record is anywhere near it."""
 MAX_DEPTH = 100
 """Nor is anything in it so deep; Python and databases give up somewhere beyond."""
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Goes up with every change of the tables; ``migrations.py`` says how to get there."""
 tables = sql.MetaData()
 schema = sql.Table("offhook_schema", tables, sql.Column("version", sql.Integer, nullable=False))
 calls = sql.Table(
     "offhook_calls",
     tables,
-    sql.Column("call_sid", sql.String(64), primary_key=True),
+    sql.Column("call_sid", sql.String(MAX_CALL_SID_CHARS), primary_key=True),
     sql.Column("direction", sql.String(16), nullable=False),
     sql.Column("number", sql.String(32), nullable=False),
     sql.Column("state", sql.String(16), nullable=False),
@@ -70,7 +72,7 @@ events = sql.Table(
     "offhook_events",
     tables,
     sql.Column("id", sql.String(64), primary_key=True),
-    sql.Column("call_sid", sql.String(64), nullable=False),
+    sql.Column("call_sid", sql.String(MAX_CALL_SID_CHARS), nullable=False),
     sql.Column("generation", sql.Integer, nullable=False),
     sql.Column("at", sql.Double, nullable=False),
     sql.Column("type", sql.String(32), nullable=False),

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from quart import current_app
 
 from server.agent.agent import Agent
+from server.carrier import MAX_CALL_SID_CHARS
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused
 from server.logs import masked
@@ -178,7 +179,9 @@ class ListCalls(WhichCalls):
     """What ``GET /calls`` takes."""
 
     limit: Annotated[int, Field(ge=1, le=1_000)] = 100
-    before: Annotated[str | None, AfterValidator(_cursor), Field(max_length=100)] = None
+    before: Annotated[
+        str | None, AfterValidator(_cursor), Field(max_length=MAX_CALL_SID_CHARS + 40)
+    ] = None
     """``next`` of the page before."""
 
     @property

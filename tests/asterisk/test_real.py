@@ -13,8 +13,17 @@ from websockets.trio.client import connect
 import codec
 from codec.shapes import ALAW
 from server.agent.greeting import read_greeting
+from server.carrier import MAX_CALL_SID_CHARS
 from tests.asterisk.conftest import exchange_of
-from tests.support.asterisk import APOLOGY, SECRET, USER, asterisk, needs_asterisk, until
+from tests.support.asterisk import (
+    APOLOGY,
+    CONFIGURATION,
+    SECRET,
+    USER,
+    asterisk,
+    needs_asterisk,
+    until,
+)
 from tests.support.sip_phone import Ended, open_phone
 
 pytestmark = [needs_asterisk, pytest.mark.sockets, pytest.mark.slow]
@@ -94,6 +103,28 @@ async def test_a_call_that_the_dialplan_answered_before_us_is_in_progress_and_co
     assert during == "in-progress"
     assert call.end_reason == "caller-hung-up"
     assert call.progress.status == "completed"
+
+
+async def test_a_call_with_the_longest_name_talks_and_is_found_in_its_record(nursery, tmp_path):
+    systemname = "pbx-" + "x" * (MAX_CALL_SID_CHARS - len("pbx--1700000000.99"))
+    options = f"{CONFIGURATION['asterisk.conf']}[options]\nsystemname = {systemname}\n"
+    database = f"sqlite:///{tmp_path}/offhook.db"
+    async with (
+        asterisk(files={"asterisk.conf": options}) as pbx,
+        exchange_of(pbx, database_url=database, recent_calls=0) as exchange,
+        exchange.phone() as phone,
+    ):
+        nursery.start_soon(phone.run)
+        await phone.call(US)
+        await hears_speech(phone)
+        call = await exchange.only_call()
+        await phone.hang_up()
+        await ended(exchange, call)
+        await exchange.server.service.records.wait_saved()
+        found = await exchange.server.http.get(f"/calls/{call.call_sid}")
+
+    assert call.call_sid.startswith(systemname)
+    assert found.json()["call_sid"] == call.call_sid
 
 
 async def test_a_call_is_placed_answered_and_ended_by_us(exchange, nursery):

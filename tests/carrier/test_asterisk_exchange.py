@@ -5,8 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import structlog.testing
 
-from server.carrier import CallStatus, ResumeRequest, StatusUpdate, TransferUpdate, VoiceRequest
+from server.carrier import (
+    MAX_CALL_SID_CHARS,
+    CallStatus,
+    ResumeRequest,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
 from server.carrier.asterisk.ari import too_old
 from server.carrier.asterisk.events import Channel, Dialplan, Event, read_event
 from server.carrier.asterisk.exchange import Exchange, bridge_of, call_of
@@ -118,6 +126,15 @@ def test_an_answered_call_that_no_other_process_takes_is_still_answered():
 
     assert told(asked)[0] == StatusUpdate(CALL, CallStatus.IN_PROGRESS, 1)
     assert exchange.legs[CALL].answered_at == 9.0
+
+
+@pytest.mark.parametrize("name", ["x" * (MAX_CALL_SID_CHARS + 1), "a/b"])
+def test_a_call_of_a_name_that_no_record_takes_is_hung_up_and_the_log_says_so(name):
+    with structlog.testing.capture_logs() as lines:
+        steps = Exchange().take(event("StasisStart", name, "Ring"), 9.0)
+
+    assert steps == [HangUp(name)]
+    assert [(line["log_level"], line["chars"]) for line in lines] == [("error", len(name))]
 
 
 def test_a_call_of_ours_rings_is_answered_and_gets_its_stream():

@@ -15,6 +15,7 @@ import structlog.testing
 import trio
 from prometheus_client import CollectorRegistry
 
+from server.carrier import MAX_CALL_SID_CHARS
 from server.errors import ConfigurationError
 from server.metrics import Metrics
 from server.records import database as database_module
@@ -22,6 +23,7 @@ from server.records import statements
 from server.records import store as store_module
 from server.records import unsaved as unsaved_module
 from server.records.database import Database, SchemaTooNew, database_url
+from server.records.outbox import OutboxEvent
 from server.records.store import Records
 from server.records.tables import KEPT_AT, NOT_WHOLE, calls, tables
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
@@ -556,6 +558,31 @@ async def test_the_sixth_versions_records_had_the_trouble_that_their_ends_tell_o
     assert there == record(2)
     assert {index["name"] for index in indexes} == {index.name for index in calls.indexes}
     assert [row["call_sid"] for row in rows] == [record(n)["call_sid"] for n in (3, 1)]
+
+
+async def test_the_seventh_versions_tables_get_room_for_the_longest_names_of_calls(url):
+    if url == "sqlite://":
+        pytest.skip("lasts no longer than its connection")
+    call_sid = "x" * MAX_CALL_SID_CHARS
+    event = OutboxEvent("msg_1", call_sid, 1, 1.0, "call.ended", "http://a", "http://a/", "{}")
+    async with running(url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+        narrow = [
+            f"ALTER TABLE offhook_{table} ALTER COLUMN call_sid TYPE VARCHAR(64)"
+            for table in ("calls", "events")
+            if url.startswith("postgresql")
+        ]
+        put_back(records, 7, *narrow)
+    async with running(url) as records:
+        records.keep(record(2, call_sid=call_sid))
+        await records.wait_saved()
+        before, there = await records.get(record(1)["call_sid"]), await records.get(call_sid)
+        refused = await records.with_outbox(lambda outbox: outbox.put([event]))
+
+    assert before == record(1)
+    assert there == record(2, call_sid=call_sid)
+    assert refused == []
 
 
 @pytest.mark.parametrize("name", ["agent", "number", "reason"])

@@ -4,7 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from server.agent.agent import Agent
-from server.web.api import MakeCall, e164, field_errors
+from server.carrier import MAX_CALL_SID_CHARS
+from server.records.words import Cursor
+from server.web.api import ListCalls, MakeCall, e164, field_errors
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,9 @@ def test_a_call_changes_only_what_it_says():
 
     changed = call.of_this_call(Agent(prompt="p", greeting="g", farewell="f"))
     assert changed == Agent(prompt="p", greeting="g", farewell="f", voice="Puck")
+
+
+def test_the_page_after_a_call_with_the_longest_name_can_be_asked_for():
+    cursor = Cursor(1_790_000_000.125, "x" * MAX_CALL_SID_CHARS)
+
+    assert ListCalls(before=str(cursor)).cursor == cursor

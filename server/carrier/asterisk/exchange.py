@@ -11,7 +11,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.carrier import CallStatus, ResumeRequest, StatusUpdate, TransferUpdate, VoiceRequest
+import structlog
+
+from server.carrier import (
+    MAX_CALL_SID_CHARS,
+    CallStatus,
+    ResumeRequest,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
 from server.carrier.asterisk.events import Channel, Event
 from server.carrier.asterisk.steps import (
     Answer,
@@ -42,6 +51,8 @@ from server.carrier.webhooks import (
     SayAndEndCall,
 )
 
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 CALL_PREFIX, MEDIA_PREFIX, BRIDGE_PREFIX = "offhook-", "offhook.media.", "offhook.bridge."
 PLAYBACK_PREFIX = "offhook.say."
 TRANSFERRED = "transferred"
@@ -56,7 +67,7 @@ MAX_ARGUMENTS, MAX_TEXT = 16, 256
 """Of an event, as much as is kept."""
 NO_EXTENSIONS = frozenset({"s", "i", "t", "h"})
 """Extensions that nobody has dialled."""
-_NAME = re.compile(r"[A-Za-z0-9._:+@-]{1,128}")
+_NAME = re.compile(rf"[A-Za-z0-9._:+@-]{{1,{MAX_CALL_SID_CHARS}}}")
 _HEADER = re.compile(r"(X-[A-Za-z0-9-]{1,64})=(.*)", re.DOTALL)
 
 _DIAL_STATUS: Mapping[str, CallStatus] = {
@@ -394,6 +405,8 @@ class Exchange:
         if name.startswith(MEDIA_PREFIX):
             return self._media_started(name)
         if _NAME.fullmatch(name) is None:
+            refused = "call hung up: no name of a channel may be so long, or have such characters"
+            logger.error(refused, chars=len(name), most=MAX_CALL_SID_CHARS)
             return [HangUp(name)]
         leg = self.legs.get(name)
         if leg is not None:

@@ -59,7 +59,7 @@ _KNOWN_KINDS = frozenset(
 )
 _START_BUFFERING = '{"command":"START_MEDIA_BUFFERING"}'
 _FLUSH = '{"command":"FLUSH_MEDIA"}'
-_Name = Annotated[str, Meta(min_length=1, max_length=128)]
+_Name = Annotated[str, Meta(min_length=1, max_length=149)]  # as Asterisk has it
 
 
 class _Start(Struct, tag_field="event", tag="MEDIA_START"):
