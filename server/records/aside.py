@@ -72,11 +72,14 @@ class Aside:
         name = f"{time.time_ns()}-{os.getpid()}-{self._written}.jsonl"
         path = self.directory / f"{self._start_of(kind)}{name}"
         unfinished = path.with_name(path.name + UNFINISHED)
-        with os.fdopen(
-            os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb"
-        ) as to:
+        # Nobody looks for it by its first name, and by the next it is locked: who looks for files
+        # meanwhile claims nothing unfinished.
+        new = unfinished if fcntl is None else unfinished.with_name(f".{unfinished.name}")
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as to:
             try:
-                _lock(to)  # who looks for files meanwhile finds nothing unfinished
+                _lock(to)
+                if fcntl is not None:
+                    new.rename(unfinished)
                 for record in records:
                     to.write(_line(record, reason))
                 for event in events:
@@ -87,7 +90,8 @@ class Aside:
                     to.close()
                 unfinished.rename(path)
             except BaseException:
-                unfinished.unlink(missing_ok=True)
+                for there in (new, unfinished):
+                    there.unlink(missing_ok=True)
                 raise
         self._sync()
         return path

@@ -78,6 +78,29 @@ def locked(tmp_path, file_url):
         yield other
 
 
+def test_a_file_that_is_only_begun_is_not_taken_up_by_whoever_looks_for_files(
+    tmp_path, monkeypatch
+):
+    ours, others = (Aside(tmp_path, database_url("sqlite:///a.db")) for _ in range(2))
+    lock = aside_module._lock
+
+    def sweep_first(file):
+        """Another process takes up what it finds just before ours has locked its own."""
+        monkeypatch.setattr(aside_module, "_lock", lock)
+        for path in others.unsaved():
+            with others.claimed(path) as claimed:
+                if claimed is not None:
+                    others.finish(path, claimed, is_whole=True)
+        return lock(file)
+
+    monkeypatch.setattr(aside_module, "_lock", sweep_first)
+    written = ours.write("unsaved", [record(1)])
+
+    assert [path.name for path in tmp_path.iterdir()] == [written.name]
+    with others.claimed(written) as claimed:
+        assert [line["call_sid"] for line in read_lines(claimed)] == [sid(1)]
+
+
 # ------------------------------------------------------------------------------------------
 # What fits
 
