@@ -18,7 +18,9 @@ from server.cluster.redis.answers import anything
 from server.cluster.redis.connection import Connection
 from server.cluster.redis.ours import MAX_KEPT_BYTES
 from server.cluster.redis.scripts import _LEAVE as LEAVE
+from server.cluster.redis.scripts import _PUT as PUT
 from server.cluster.redis.scripts import MEMBERS_TTL_S
+from server.cluster.redis.writing import MAX_WRITES
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
@@ -178,6 +180,50 @@ async def test_whoever_says_something_of_a_call_that_is_anothers_by_now_is_told_
     await until(lambda: first._writing._ours.unsaid == 0)
 
     assert lost == [("CA1", 1)]
+
+
+async def test_what_ended_here_and_is_anothers_by_now_keeps_nothing_from_being_written(three):
+    first, second, third = three
+    lost: list[str] = []
+    first.on_lost = lambda call_sid, generation: lost.append(call_sid)
+    held = {f"CA{number}": await first.claim(f"CA{number}") for number in range(MAX_WRITES)}
+    live = await first.claim("CA-live")
+    await until(lambda: first._writing._ours.unsaid == 0)
+    for call_sid, holding in held.items():
+        await second.seize(call_sid, holding)
+
+    for call_sid in held:  # they have ended while the registry was away
+        first.keep(call_sid, 1, b"", has_ended=True)
+    first.keep("CA-live", 1, b"state")
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert lost == []
+    assert await second.owner("CA0") == Holding(second.me, 2)
+    assert await third.seize("CA-live", live) == Seized(2, b"state")
+
+
+async def test_a_call_that_is_ours_anew_stays_on_our_list_though_an_earlier_word_is_refused(
+    three, monkeypatch
+):
+    first, second, _ = three
+    holding = await first.claim("CA1")
+    await until(lambda: first._writing._ours.unsaid == 0)
+    ask_all, seized = Connection.ask_all, []
+
+    async def ask_all_late(self, steps):
+        if any(step.script == PUT for step in steps) and not seized:
+            seized.append(None)
+            seized[0] = await first.seize("CA1", holding)  # overtakes what was on its way
+        return await ask_all(self, steps)
+
+    monkeypatch.setattr(Connection, "ask_all", ask_all_late)
+    first.keep("CA1", 1, b"early")
+    await until(lambda: seized and seized[0] is not None)
+    first.keep("CA1", 2, b"late")
+    await until(lambda: not (first._writing._ours.unsaid or first._writing._strike_off))
+
+    assert seized == [Seized(2, b"")]
+    assert await second.calls_of(first.me) == {"CA1": Holding(first.me, 2)}
 
 
 async def test_a_call_that_is_kept_above_an_unknown_claim_is_its_keepers(three):

@@ -199,6 +199,16 @@ class Ours:
             call.is_state_new = call.is_urgent = False
             self._new.pop(write.call_sid, None)
 
+    def was_refused(self, write: Write) -> bool:
+        """The registry takes nothing more of this call at this generation, so it is forgotten,
+        though it has ended here; returns False for one that is ours anew.
+        """
+        call = self._calls.get(write.call_sid)
+        if call is not None and call.generation != write.generation:
+            return False
+        self.forget(write.call_sid)
+        return True
+
     def _ours(self, call_sid: str, generation: int) -> _Call | None:
         """The call, made known if it was not; None if what is said of it is out of date."""
         call = self._calls.get(call_sid)

@@ -205,8 +205,10 @@ class Writing:
 
     def _is_lost(self, write: Write) -> None:
         """Somebody else has a call that was ours, or it is over."""
-        if self._ours.is_held(write.call_sid, write.generation):
-            self._ours.forget(write.call_sid)
+        was_live = self._ours.is_held(write.call_sid, write.generation)
+        if not self._ours.was_refused(write):
+            return
+        self.strike_off(self._me, write.call_sid)
+        if was_live:
             logger.info("a call is not ours any more", call_sid=write.call_sid)
             self._on_lost(write.call_sid, write.generation)
-        self.strike_off(self._me, write.call_sid)
