@@ -8,7 +8,7 @@ server has several processes, limits are for all of them, and each says which ca
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -211,6 +211,7 @@ class Calls:
         client: str = "",
         max_duration_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        on_dial: Callable[[], None] = lambda: None,
     ) -> Call:
         """Dial a number; the call runs from the moment the carrier has accepted it.
 
@@ -220,6 +221,7 @@ class Calls:
             client: Whose call it is; clients take turns when calls have to wait.
             max_duration_s: The longest it may last, if shorter than the setting.
             metadata: Kept in the record.
+            on_dial: Told when the carrier is about to be asked.
 
         Raises:
             CallRefused: Full, draining, overloaded, or too many wait to be dialled.
@@ -243,6 +245,7 @@ class Calls:
                 metadata,
                 client=client,
             )
+            on_dial()
             # Once it is sent, a dial request is seen through, whoever goes away: otherwise a
             # phone would ring with nobody behind it. The carrier's own deadline bounds it.
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, TypeVar
 
@@ -63,6 +64,8 @@ PARTS = frozenset(map(str, range(1, 100)))
 """Of a recording: each process that has had the call makes its own."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = {"Idempotent-Replayed": "true"}
+MADE_KNOWN_S = 5.0
+"""For a call to be known to the registry before its client knows it; it is told in any case."""
 CARRIER_PAUSE_S = 5.0
 """When to come back after the carrier had too many requests, if it has not said for how long."""
 
@@ -184,11 +187,15 @@ async def who_speaks(
 
 
 async def make_known(service: Service, call_sid: str) -> None:
-    """Have a call that the request at hand has begun here be found, by traces and other nodes."""
+    """Have a call that the request at hand has begun here be found, by traces and other nodes.
+
+    The call is there: its request is answered, though whoever has asked goes away meanwhile.
+    """
     if (call := service.calls.register.get_live(call_sid)) is not None:
         call.report.traceparent = single(request.headers, "traceparent") or ""
     if service.cluster.has_nodes:
-        with suppress(RegistryAway):  # whoever is told of it may look for it elsewhere
+        # Whoever is told of it may look for it elsewhere.
+        with trio.move_on_after(MADE_KNOWN_S, shield=True), suppress(RegistryAway):
             await service.cluster.claim(call_sid, service.cluster.me.name)
 
 
@@ -211,7 +218,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             return invalid({"events_url": wrong}).response()
         keys = lines_of(request.headers, IDEMPOTENCY_KEY)
         if not keys:
-            answer, is_final = await place(data)
+            answer, is_final = await place(data, lambda: None)
             between_us = {FINAL: "yes"} if is_final and elsewhere.is_given else {}
             return answer.response(**between_us)
         key = keys[0]
@@ -225,7 +232,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             return worker_lost(lost).response()
         content = data.as_content()
         try:
-            answer, is_replayed = await once.answer(g.client, key, content, lambda: place(data))
+            answer, is_replayed = await once.answer(g.client, key, content, partial(place, data))
         except CallRefused as refused:
             return refuse(refused).response()
         return answer.response(**(REPLAYED if is_replayed else {}))
@@ -234,14 +241,14 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         service.metrics.calls_refused.labels(refused.reason).inc()
         return refusal(refused)
 
-    async def place(data: MakeCall) -> tuple[Answer, bool]:
-        """Place a call, here or in another process.
+    async def place(data: MakeCall, on_dial: Callable[[], None]) -> tuple[Answer, bool]:
+        """Place a call, here or in another process; ``on_dial`` is told before a phone may ring.
 
         With the answer, whether asking again could ring a phone twice.
         """
-        return await elsewhere.new_call(lambda: place_here(data))
+        return await elsewhere.new_call(partial(place_here, data, on_dial), on_give=on_dial)
 
-    async def place_here(data: MakeCall) -> tuple[Answer, bool]:
+    async def place_here(data: MakeCall, on_dial: Callable[[], None]) -> tuple[Answer, bool]:
         try:
             agent = await who_speaks(service, data, "outbound")
         except NoSuchAgent as error:
@@ -253,6 +260,7 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
                 client=g.client,
                 max_duration_s=data.max_duration_s,
                 metadata=data.metadata,
+                on_dial=on_dial,
             )
             await make_known(service, call.call_sid)
         except CallRefused as refused:

@@ -407,18 +407,23 @@ class Elsewhere:
         return _response(await self._ask(name, Hop(cluster.me.name)))
 
     async def new_call(
-        self, here: Callable[[], Awaitable[tuple[Answer, bool]]]
+        self,
+        here: Callable[[], Awaitable[tuple[Answer, bool]]],
+        *,
+        on_give: Callable[[], None] = lambda: None,
     ) -> tuple[Answer, bool]:
         """The answer to a request for a new call, of this process or another.
 
         Args:
             here: Begins it, if that is this one.
+            on_give: Told when another is about to have it, which begins the call though nobody
+                waits for its answer any more.
 
         Returns:
             With the answer, whether asking again could begin a second call.
         """
         try:
-            theirs = await self._for_new_call()
+            theirs = await self._for_new_call(on_give)
         except WorkerLost as lost:
             return worker_lost(lost), True
         if theirs is not None:
@@ -431,7 +436,7 @@ class Elsewhere:
         finally:
             new_calls.answered()
 
-    async def _for_new_call(self) -> httpx2.Response | None:
+    async def _for_new_call(self, on_give: Callable[[], None]) -> httpx2.Response | None:
         """The answer of the process that is to have a new call; None if that is this one.
 
         Raises:
@@ -442,6 +447,7 @@ class Elsewhere:
             return None
         body = await self._body()
         while (name := cluster.new_calls.choose(gone)) != cluster.me.name:
+            on_give()
             try:
                 return await self._give(name, body)
             except WorkerLost as lost:

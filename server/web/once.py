@@ -45,6 +45,16 @@ def key_reused() -> CallRefused:
     )
 
 
+def outcome_unknown() -> CallRefused:
+    """Nobody has seen the first request with this key to its end."""
+    return CallRefused(
+        "the first request with this Idempotency-Key was broken off while it was worked on: "
+        "a phone may have rung; see GET /calls, and ask again with another key",
+        reason="outcome-unknown",
+        status=409,
+    )
+
+
 def in_flight() -> CallRefused:
     """The first request with this key has no answer yet."""
     return CallRefused(
@@ -60,6 +70,8 @@ class _Request:
     fingerprint: bytes
     expires_at: float
     answer: Answer | None = None
+    is_unknown: bool = False
+    """A phone may have rung for it, and nobody has seen what came of that."""
 
 
 class Memory:
@@ -88,8 +100,8 @@ class Memory:
             The answer it has had already; None when it is new and :meth:`end` must follow.
 
         Raises:
-            CallRefused: The same request is still being worked on (409), or the key was used for
-                another one (422).
+            CallRefused: The same request is still being worked on, or what became of it is not
+                known (409); or the key was used for another one (422).
         """
         requests = self._requests.setdefault(client, OrderedDict())
         self._drop_old(requests, now)
@@ -100,29 +112,53 @@ class Memory:
             return None
         if known.fingerprint != fingerprint:
             raise key_reused()
+        if known.is_unknown:
+            raise outcome_unknown()
         if known.answer is None:
             raise in_flight()
         return known.answer
 
-    def end(self, client: str, key: str, answer: Answer | None) -> None:
-        """The work is done: keep the answer, or with None forget that there was a request."""
+    def end(
+        self, client: str, key: str, answer: Answer | None, *, is_unknown: bool = False
+    ) -> None:
+        """The work is done: keep the answer, or with None forget that there was a request, unless
+        what became of it is not known.
+        """
         requests = self._requests[client]
-        if answer is None:
+        if answer is None and not is_unknown:
             del requests[key]
         else:
             requests[key].answer = answer
+            requests[key].is_unknown = answer is None
 
     def _drop_old(self, requests: OrderedDict[str, _Request], now: float) -> None:
         too_many = len(requests) - self._max_kept + 1
         old: list[str] = []
         for key, request in requests.items():
-            if request.answer is None:  # being worked on: its own request needs it
+            if request.answer is None and not request.is_unknown:
+                # It is being worked on: its own request needs it.
                 continue
             if len(old) >= too_many and request.expires_at > now:
                 break  # the rest is younger
             old.append(key)
         for key in old:
             del requests[key]
+
+
+@dataclass(slots=True)
+class Dial:
+    """How far a request has come.
+
+    Attributes:
+        may_have_rung: Whether a phone may have rung for it, and nobody has said yet what came of
+            that.
+    """
+
+    may_have_rung: bool = False
+
+    def begin(self) -> None:
+        """A phone may ring from here on, whoever goes away."""
+        self.may_have_rung = True
 
 
 class Once:
@@ -144,7 +180,7 @@ class Once:
         client: str,
         key: str,
         content: bytes,
-        do: Callable[[], Awaitable[tuple[Answer, bool]]],
+        do: Callable[[Callable[[], None]], Awaitable[tuple[Answer, bool]]],
     ) -> tuple[Answer, bool]:
         """Do what a request asks for, unless it was done.
 
@@ -152,7 +188,8 @@ class Once:
             client: Whose API key it showed; keys of different clients are different.
             key: Its ``Idempotency-Key``.
             content: What it asks for, in one agreed form.
-            do: Does it; with the answer, whether to do it again could ring a phone twice.
+            do: Does it, and calls what it is given before a phone may ring; with the answer,
+                whether to do it again could ring a phone twice.
 
         Returns:
             The answer, and whether it is an earlier one.
@@ -165,15 +202,16 @@ class Once:
         if earlier is not None:
             return earlier, True
         kept: Answer | None = None
+        dial = Dial()
         try:
             async with self._alone(client, key, fingerprint_of(content)):
                 fingerprint = fingerprint_of(content).hex()
                 if (kept := await self._recall(client, key, fingerprint)) is not None:
                     return kept, True
-                answer, kept = await self._do(client, key, fingerprint, do)
+                answer, kept = await self._do(client, key, fingerprint, do, dial)
                 return answer, False
         finally:
-            self._memory.end(client, key, kept)
+            self._memory.end(client, key, kept, is_unknown=dial.may_have_rung)
 
     @asynccontextmanager
     async def _alone(self, client: str, key: str, fingerprint: bytes) -> AsyncGenerator[None]:
@@ -199,25 +237,29 @@ class Once:
         client: str,
         key: str,
         fingerprint: str,
-        do: Callable[[], Awaitable[tuple[Answer, bool]]],
+        do: Callable[[Callable[[], None]], Awaitable[tuple[Answer, bool]]],
+        dial: Dial,
     ) -> tuple[Answer, Answer | None]:
         """Do what was asked and keep the answer: the answer, and what of it is given again."""
         await self._records.write_request(client, key, StoredRequest(fingerprint))
         kept: StoredRequest | None = None
         try:
-            answer, is_final = await do()
+            answer, is_final = await do(dial.begin)
+            dial.may_have_rung = False
             if is_final:
                 kept = StoredRequest(fingerprint, answer.as_dict())
             return answer, answer if is_final else None
         finally:
-            # Whoever went away before it was dialled may ask again.
-            await self._records.write_request(client, key, kept)
+            # Whoever went away before it was dialled may ask again; after that, nobody may.
+            if not dial.may_have_rung:
+                await self._records.write_request(client, key, kept)
 
     async def _recall(self, client: str, key: str, fingerprint: str) -> Answer | None:
         """The answer that an earlier process has given to this request, if the database knows.
 
         Raises:
-            CallRefused: It was another request, or that process ended while it worked on it.
+            CallRefused: It was another request, or one that was not seen to its end, as when its
+                process died.
         """
         try:
             stored = await self._records.find_request(client, key)
@@ -228,10 +270,5 @@ class Once:
         if stored.fingerprint != fingerprint:
             raise key_reused()
         if stored.answer is None:
-            raise CallRefused(
-                "the server ended while it worked on the first request with this Idempotency-Key: "
-                "a phone may have rung; see GET /calls, and ask again with another key",
-                reason="outcome-unknown",
-                status=409,
-            )
+            raise outcome_unknown()
         return Answer(**stored.answer)
