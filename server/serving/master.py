@@ -139,7 +139,9 @@ class Master:
         """Let the processes take calls, and wait until another server takes over from them."""
         if predecessor is None:
             self._begun.set()
-        await self._all_ready.wait()
+        await first_of(self._all_ready.wait, self._stopping.wait)
+        if self._stopping.is_set():  # before all could serve: whoever serves here goes on
+            return
         if predecessor is not None:
             try:
                 await predecessor.relieve()
@@ -326,10 +328,13 @@ async def _serve(
     stop, begun, relieved = trio.Event(), trio.Event(), trio.Event()
 
     async def begin() -> None:
-        with suppress(OSError):  # the parent has gone already
-            master.send_bytes(READY)
-        await first_of(begun.wait, stop.wait, service.failed.wait)
-        service.step_in()
+        # One that is to stop takes nothing over: what it accepts until then is passed on.
+        if not stop.is_set() or begun.is_set():
+            with suppress(OSError):  # the parent has gone already
+                master.send_bytes(READY)
+            await first_of(begun.wait, stop.wait, service.failed.wait)
+        if begun.is_set():
+            service.step_in()
 
     hear_reload(settings, signals, app)
     words: Mapping[bytes, trio.Event | Signal] = {

@@ -153,6 +153,8 @@ async def run(
                 succession = Succession(listener, settings.host, port, reload)
 
             async def begin() -> None:
+                if stop.is_set():  # before it has served: whoever serves here goes on
+                    return
                 if predecessor is not None:
                     try:
                         await predecessor.relieve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -327,6 +328,52 @@ async def test_a_server_that_is_killed_before_it_is_ready_leaves_the_other_as_it
     assert running is None
     assert still is another.status is at_last is CallStatus.IN_PROGRESS
     assert main_pid == successor.pid
+
+
+LOADED_LATE = """
+import fcntl
+
+from server.agent.tool import tool
+
+with open("starts", "wb", buffering=0) as starts:
+    starts.write(b".")
+with open("may_load") as lock:
+    fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+@tool
+async def opening_hours() -> str:
+    '''Say when they are open.'''
+    return "always"
+"""
+"""The user's own tools, which no process of a new server has loaded before it may."""
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one process", "two"])
+async def test_a_server_that_is_stopped_while_it_starts_leaves_the_other_as_it_was(
+    tmp_path, workers
+):
+    command = "python -m server --workers" if workers else "python -m server"
+    async with server_process(tmp_path, command, host="127.0.0.1", **ROOMY) as server:
+        phone = await server.talking_call()
+        os.mkfifo(tmp_path / "starts")
+        (tmp_path / "loaded_late.py").write_text(LOADED_LATE)
+        with (tmp_path / "may_load").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stopped = await server.begin(*TAKE_OVER, *workers, tools="loaded_late")
+            # Open for writing as well, or it would end between one process and the next.
+            starts = os.open(tmp_path / "starts", os.O_RDWR | os.O_NONBLOCK)
+            async with trio.lowlevel.FdStream(starts) as said:
+                for _ in workers or ("itself",):
+                    await said.receive_some(1)
+            stopped.send_signal(signal.SIGTERM)
+        status = await stopped.wait()
+        another = await server.talking_call()
+        still, running = phone.status, server.process.poll()
+
+    assert status == 0
+    assert running is None
+    assert still is another.status is CallStatus.IN_PROGRESS
 
 
 async def test_a_server_that_says_something_else_than_that_it_is_ready_is_refused(
