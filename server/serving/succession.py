@@ -21,7 +21,8 @@ Whoever only wants the agents to be read again says so, and is told what came of
                                      ◀── {"told": "3 agents"} or {"wrong": "…"}
 
 Until it is ready nothing has changed for the old one, however the new one ends. Both accept from
-one queue of the system's, so that nobody is refused between them. The secret is on no disk.
+one queue of the system's, so that nobody is refused between them. The secret is on no disk. An old
+one that was held up just then, and could not answer in time, finds the new one in its place.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ START_TIMEOUT_S = 300.0
 """For a new server to be ready, with all its processes."""
 RELOAD_TIMEOUT_S = 60.0
 """For agents to be read, which may import what takes long."""
+STEPS_IN_WITHIN_S = 10.0
+"""For one that waits no longer for our answer to be in our place; else it is gone."""
+LOOK_S = 0.1
 MOST_VISITORS = 8
 AGENTS = "agents"
 _CREDENTIALS = struct.Struct("3i")
@@ -182,6 +186,8 @@ class Succession:
         # Not socket.dup, which lets accept() block, for all who have this socket.
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         self._where = meeting_point(host, port)
+        self._point: Path | None = None
+        self._inode = 0  # of our own socket there
         self._is_asked = False
         self._visitors = trio.CapacityLimiter(MOST_VISITORS)
 
@@ -195,6 +201,7 @@ class Succession:
             try:
                 point = private_directory(self._where) / "meet"
                 unix = _listen_in_place_of(point)
+                self._point, self._inode = point, point.stat().st_ino
             except (ConfigurationError, OSError) as error:
                 logger.warning("this server cannot be taken over", error=str(error))
                 task_status.started()
@@ -207,7 +214,7 @@ class Succession:
                     await self.relieved.wait()
                     nursery.cancel_scope.cancel("another waits there now")
             finally:
-                if not self.relieved.is_set():  # else it is the other one's
+                if not (self.relieved.is_set() or self._is_replaced()):
                     with suppress(OSError):
                         point.unlink()
                         point.parent.rmdir()
@@ -274,13 +281,44 @@ class Succession:
         except (TakeOverRefused, trio.TooSlowError) as error:
             reason = str(error) or f"it was not ready within {START_TIMEOUT_S:.0f} s"
             logger.warning("take-over refused", reason=reason)
-            with trio.move_on_after(ANSWER_TIMEOUT_S):
-                await connection.send_all(write_message(refused=reason))
+            if not await _could_tell(connection, refused=reason):
+                await self._wait_replaced()
             return
         # It serves from now on, whether or not it lives to hear that.
-        with trio.CancelScope(shield=True), trio.move_on_after(ANSWER_TIMEOUT_S):
-            await connection.send_all(write_message(relieved=True))
-            self.relieved.set()
+        with trio.CancelScope(shield=True):
+            if await _could_tell(connection, relieved=True):
+                self.relieved.set()
+                return
+        await self._wait_replaced()
+
+    def _is_replaced(self) -> bool:
+        """Whether another server waits where those meet who want to take over."""
+        if self._point is None:
+            return False
+        try:
+            return self._point.stat().st_ino != self._inode
+        except OSError:
+            return False
+
+    async def _wait_replaced(self) -> None:
+        """Find out what has become of one that waits for our answer no more: we may have been held
+        up, and it serves all the same; or it is gone, and we go on.
+        """
+        with trio.move_on_after(STEPS_IN_WITHIN_S):
+            while True:
+                if self._is_replaced():
+                    self.relieved.set()
+                    return
+                await trio.sleep(LOOK_S)
+        logger.warning("take-over not finished; this server goes on", error="it has gone")
+
+
+async def _could_tell(connection: trio.SocketStream, **facts: object) -> bool:
+    """Say the last word to a new server; False if it does not wait for that any more."""
+    with suppress(trio.BrokenResourceError), trio.move_on_after(ANSWER_TIMEOUT_S):
+        await connection.send_all(write_message(**facts))
+        return True
+    return False
 
 
 async def _message(connection: trio.SocketStream, timeout_s: float) -> Mapping[str, Any]:

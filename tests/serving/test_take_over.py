@@ -19,9 +19,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from benchmarks.ports import free_port
 from server.carrier import CallStatus
+from server.cluster.directory.meeting import private_directory
 from server.errors import ConfigurationError
 from server.serving import succession as succession_module
 from server.serving.succession import (
@@ -40,7 +42,7 @@ from server.serving.succession import (
     write_message,
 )
 from server.settings.settings import Settings
-from tests.support.processes import ServerProcess, server_process
+from tests.support.processes import PATIENCE_S, ServerProcess, server_process
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs systemd's way of being told"),
@@ -501,6 +503,94 @@ async def test_a_server_that_cannot_be_met_serves_all_the_same(monkeypatch, tmp_
             await nursery.start(succession.run)
             assert not succession.relieved.is_set()
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _held_up(monkeypatch) -> AsyncGenerator[tuple[Succession, socket.socket, trio.Event]]:
+    """A server that was held up until the event, when another was ready to take over and waited no
+    longer for the answer; and the listening socket of both.
+    """
+    monkeypatch.setattr(succession_module, "LOOK_S", 0.01)
+    heard, may_go_on = trio.Event(), trio.Event()
+    message = succession_module._message
+
+    async def message_late(connection, timeout_s):
+        said = await message(connection, timeout_s)
+        if "ready" in said:
+            heard.set()
+            await may_go_on.wait()
+        return said
+
+    monkeypatch.setattr(succession_module, "_message", message_late)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        old = Succession(listener, "127.0.0.1", port, None)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(old.run)
+            async with await trio.open_unix_socket(_point(port)) as stream:
+                await stream.send_all(write_message(speaks=SPEAKS))
+                await stream.receive_some(MAX_MESSAGE_BYTES)  # its socket is not taken
+                await stream.send_all(write_message(ready=True))
+                await heard.wait()
+            yield old, listener, may_go_on
+            nursery.cancel_scope.cancel()
+
+
+def _point(port: int) -> Path:
+    return private_directory(meeting_point("127.0.0.1", port)) / "meet"
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["already", "yet"])
+async def test_a_server_that_was_held_up_until_another_had_stepped_in_is_relieved(
+    monkeypatch, is_there
+):
+    async with (
+        _held_up(monkeypatch) as (old, listener, may_go_on),
+        trio.open_nursery() as nursery,
+    ):
+        new = Succession(listener, "127.0.0.1", listener.getsockname()[1], None)
+        if is_there:
+            await nursery.start(new.run)
+        may_go_on.set()
+        if not is_there:
+            await wait_all_tasks_blocked()
+            await nursery.start(new.run)
+        with trio.fail_after(PATIENCE_S):
+            await old.relieved.wait()
+        nursery.cancel_scope.cancel()
+
+    assert not new.relieved.is_set()
+
+
+async def test_a_server_goes_on_when_one_that_was_ready_is_gone(monkeypatch, capsys):
+    monkeypatch.setattr(succession_module, "STEPS_IN_WITHIN_S", 0.05)
+    async with _held_up(monkeypatch) as (old, listener, may_go_on):
+        may_go_on.set()
+        port = listener.getsockname()[1]
+        said = {"refused": "not asked yet"}
+        with trio.fail_after(PATIENCE_S):
+            while "refused" in said:
+                async with await trio.open_unix_socket(_point(port)) as stream:
+                    await stream.send_all(write_message(speaks=SPEAKS))
+                    said = json.loads(await stream.receive_some(MAX_MESSAGE_BYTES))
+
+        assert not old.relieved.is_set()
+    assert "this server goes on" in capsys.readouterr().out
+
+
+async def test_a_server_that_ends_leaves_the_meeting_point_to_who_has_it_by_then():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        old, new = (Succession(listener, "127.0.0.1", port, None) for _ in range(2))
+        async with trio.open_nursery() as later:
+            async with trio.open_nursery() as earlier:
+                await earlier.start(old.run)
+                await later.start(new.run)
+                earlier.cancel_scope.cancel()
+            is_there = _point(port).exists()
+            later.cancel_scope.cancel()
+
+    assert is_there
 
 
 async def test_whoever_wants_agents_read_is_told_what_came_of_it(monkeypatch):
