@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -43,6 +45,7 @@ class NewCalls:
         self._peers = peers
         self._publish = publish
         self._given: dict[str, list[float]] = {}  # when, to processes of other machines
+        self._under_way = Counter[int]()  # unanswered, by the processes of this machine
 
     def choose(self, but: frozenset[str] = frozenset()) -> str:
         """Which process is to have the next call: one of this machine, or, where none of them
@@ -106,17 +109,24 @@ class NewCalls:
         """
         board = None if self._directory is None else self._directory.board
         number = None if self._directory is None else self._directory.number_of(name)
-        if board is not None and number is not None:
-            board.give(number)
-        else:
-            self._given.setdefault(name, []).append(time.monotonic())
         hop = Hop(self._me.name, given=True, generation=generation)
+        ask = partial(self._peers.ask, name, scope, body, hop, timeout_s=timeout_s)
+        if board is None or number is None:
+            self._given.setdefault(name, []).append(time.monotonic())
+            return await ask()
+        board.settle(number, self._under_way[number])
+        board.give(number)
+        self._under_way[number] += 1
         try:
-            return await self._peers.ask(name, scope, body, hop, timeout_s=timeout_s)
+            return await ask()
         except WorkerLost as lost:
-            if not lost.reached and board is not None and number is not None:
+            if not lost.reached:
                 board.take_back(number)
             raise
+        finally:
+            # Whoever has asked may have left before the other process took the call.
+            self._under_way[number] -= 1
+            board.settle(number, self._under_way[number])
 
     def take(self, scope: Mapping[str, Any]) -> None:
         """A request for a new call is answered here; :meth:`answered` must follow."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from server.cluster.directory import board as board_module
 from server.cluster.directory.board import SILENT_S, Board
-from server.cluster.registry import Load
+from server.cluster.new_calls import NewCalls
+from server.cluster.passing_on import PASSED_ON, Hop
+from server.cluster.registry import Load, Member
 
 
 class World:
@@ -66,6 +71,85 @@ def test_a_process_that_was_gone_before_we_were_held_up_is_gone_still(world):
     world.now += 10.0
 
     assert world.ours.others() == []
+
+
+# -- new calls on their way --------------------------------------------------------------------
+
+
+class Giving:
+    """Gives new calls from one of the two to the other, which answers when it is told to."""
+
+    def __init__(self, world: World) -> None:
+        self._board = world.ours
+        self._taker = self._new_calls(world.other, 1)
+        self._giver = self._new_calls(world.ours, 0)
+        self.may_answer = trio.Event()
+
+    def _new_calls(self, board: Board, number: int) -> NewCalls:
+        directory = SimpleNamespace(board=board, number=number, number_of=int, name_of=str)
+        return NewCalls(Member(str(number), 1), directory, lambda: iter(()), self, Load)
+
+    @property
+    def calls(self) -> float:
+        """How many calls the other has, or is about to have, as we see it."""
+        return self._board.candidate(1, "1").calls
+
+    async def ask(self, *asked: object, timeout_s: float) -> None:
+        await self.may_answer.wait()
+
+    async def give(self) -> None:
+        await self._giver.give("1", {}, b"", timeout_s=60.0)
+
+    def take(self) -> None:
+        """The other reads the request."""
+        self._taker.take({PASSED_ON: Hop("0", given=True)})
+
+
+async def test_a_call_whose_client_leaves_before_it_is_taken_counts_no_more(world):
+    giving = Giving(world)
+    async with trio.open_nursery() as clients:
+        for _ in range(3):
+            clients.start_soon(giving.give)
+        await wait_all_tasks_blocked()
+        on_their_way = giving.calls
+        giving.take()
+        clients.cancel_scope.cancel()
+
+    assert on_their_way == 3
+    assert giving.calls == 1  # which is the other's to say from now on
+
+
+async def test_a_call_that_is_taken_after_its_client_has_left_counts_once(world):
+    giving = Giving(world)
+    async with trio.open_nursery() as clients:
+        clients.start_soon(giving.give)
+        await wait_all_tasks_blocked()
+        clients.cancel_scope.cancel()
+    giving.take()
+    late = giving.calls
+
+    async with trio.open_nursery() as clients:
+        clients.start_soon(giving.give)
+        await wait_all_tasks_blocked()
+        with_the_next = giving.calls
+        giving.take()
+        giving.may_answer.set()
+
+    assert (late, with_the_next, giving.calls) == (1, 2, 2)
+
+
+async def test_calls_that_are_on_their_way_count_while_the_client_of_another_leaves(world):
+    giving = Giving(world)
+    async with trio.open_nursery() as clients:
+        clients.start_soon(giving.give)
+        async with trio.open_nursery() as leaving:
+            leaving.start_soon(giving.give)
+            await wait_all_tasks_blocked()
+            leaving.cancel_scope.cancel()
+        left = giving.calls
+        clients.cancel_scope.cancel()
+
+    assert left == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that says what it has given")

@@ -156,8 +156,9 @@ class Board:
     def candidate(self, number: int, name: str) -> Candidate:
         """A process, ours or another that is there, as one that could have the next call."""
         numbers, row = self._numbers, number * _ROW
+        # One that its giver counts no more may be taken all the same, and is no fewer than none.
         coming = sum(
-            numbers[giver * _ROW + _GIVEN + number] - numbers[row + _TAKEN + giver]
+            max(numbers[giver * _ROW + _GIVEN + number] - numbers[row + _TAKEN + giver], 0.0)
             for giver in range(self._count)
         )
         wait_s = max(numbers[row + _DIALS_AT] - time.monotonic(), 0.0)
@@ -180,6 +181,18 @@ class Board:
         given = self._own + _GIVEN + number
         if self._numbers[given] > self._numbers[number * _ROW + _TAKEN + self._number]:
             self._numbers[given] -= 1
+
+    def settle(self, number: int, under_way: int) -> None:
+        """Count no more calls as on their way to another process than there can be.
+
+        Args:
+            number: That process's.
+            under_way: How many of the requests for them that we have sent there are unanswered;
+                it may have taken each of them, or not yet.
+        """
+        taken = self._numbers[number * _ROW + _TAKEN + self._number]
+        given = self._own + _GIVEN + number
+        self._numbers[given] = max(min(self._numbers[given], taken + under_way), taken)
 
     def take(self, giver: int | None) -> None:
         """A request for a new call is ours to answer, and may have come from another process."""
