@@ -399,11 +399,13 @@ cdef class MediaPath:
             due_at: When that may have been at the earliest. Each chunk moves it on by its own
                 playing time, and one that is over earlier is handed up.
         """
+        cdef int64_t at_ms = min(max(timestamp_ms or 0, 0), MAX_TIMESTAMP_MS)
+        if not self._timed or at_ms != self.timestamp_ms:  # audio, and not only a word in between
+            self._resumed_at = self._now
         self.due_at = due_at
         self.last_chunk = min(max(last_chunk, 0), MAX_TIMESTAMP_MS)
-        self._resumed_at = self._now
         self._timed = timestamp_ms is not None
-        self.timestamp_ms = min(max(timestamp_ms or 0, 0), MAX_TIMESTAMP_MS)
+        self.timestamp_ms = at_ms
 
     def follow(self, *, int64_t limit_bytes, double audible_dbfs=-50.0, double thin_s=0.0):
         """Pass on what else comes of the agent's turn under way, as long as it is nothing special.

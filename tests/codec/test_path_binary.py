@@ -115,6 +115,17 @@ def test_after_a_pause_python_says_what_time_it_is():
     assert path.timestamp_ms == 520
 
 
+@pytest.mark.parametrize("words", [1, 2])
+def test_a_pause_is_one_whatever_is_said_in_text_meanwhile(words):
+    path = joined()
+    received(path, CHUNK, now=1.02)
+    for word in range(words):
+        assert received(path, b"{}", now=4.9 + word / 100, opcode=Opcode.TEXT) == b"{}"
+        path.resume(last_chunk=0, timestamp_ms=20)
+
+    assert received(path, CHUNK, now=5.0) == CHUNK
+
+
 def test_a_late_frame_is_no_pause():
     path = joined()
     received(path, CHUNK, now=1.02)
