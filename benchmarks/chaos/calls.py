@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 from benchmarks.chaos.numbered import (
@@ -16,6 +17,7 @@ from benchmarks.chaos.numbered import (
     times_of,
 )
 
+OVERTAKEN = "agent whose process was overtaken"
 INTERRUPTED = "is interrupted"
 CUT_SLACK_S = 1.0
 """How much later than it says a model may have interrupted: its clock is read after that."""
@@ -28,7 +30,7 @@ class Loss:
     """Frames that were said in one direction and did not arrive."""
 
     way: str
-    """``caller`` or ``agent``."""
+    """``caller``, ``agent`` or :data:`OVERTAKEN`."""
     frames: int
     since: float
     until: float
@@ -88,6 +90,7 @@ class _Utterance:
     said_at: float
     is_whole: bool
     """All of it was sent, and nobody cut it."""
+    way: str = "agent"
 
 
 def judge_call(
@@ -119,10 +122,20 @@ def judge_call(
         seen.losses += [Loss("caller", gap.frames, *times_of(gap, times)) for gap in upward.gaps]
         seen.doubled += upward.doubled
         seen.strange_up = upward.strange
-    utterances = [one for session in sessions for one in _utterances(session.moments, frames_of)]
+    utterances: list[_Utterance] = []
+    for session, later in zip_longest(sessions, sessions[1:]):
+        way = OVERTAKEN if later is not None and _is_overtaken(session, later) else "agent"
+        utterances += (replace(one, way=way) for one in _utterances(session.moments, frames_of))
     cuts = [at for session in sessions for at, what in session.moments if what == INTERRUPTED]
     _judge_agent(seen, utterances, cuts, *heard)
     return seen
+
+
+def _is_overtaken(session: SessionSeen, later: SessionSeen) -> bool:
+    """Whether there was another connection before this one was closed: it was another process's,
+    and nobody has read what this one still brought.
+    """
+    return bool(session.moments and later.moments) and later.moments[0][0] < session.moments[-1][0]
 
 
 def _utterances(
@@ -166,11 +179,11 @@ def _judge_agent(
             lost = min(end, gap.sent_at + gap.frames) - max(start, gap.sent_at)
             since, until = times_of(gap, times) if lost > 0 else (0.0, 0.0)
             if lost > 0 and _is_owed(one, cuts, until):
-                seen.losses.append(Loss("agent", lost, since, until))
+                seen.losses.append(Loss(one.way, lost, since, until))
         # What is not heard at the end was not due yet, unless it was said long ago.
         due = one.said_at + one.frames * FRAME_S + SLACK_S
         if end > position and due < seen.ended and _is_owed(one, cuts, seen.ended):
-            seen.losses.append(Loss("agent", end - max(position, start), one.said_at, due))
+            seen.losses.append(Loss(one.way, end - max(position, start), one.said_at, due))
     for position, frames in found.pauses:
         if position not in starts:
             index = min(_index_at(heard, position, found), len(times) - 1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sqlalchemy.engine import make_url
 
-from benchmarks.chaos.calls import CallSeen, Loss, SessionSeen, judge_call
+from benchmarks.chaos.calls import OVERTAKEN, CallSeen, Loss, SessionSeen, judge_call
 from benchmarks.chaos.command import tracebacks
 from benchmarks.chaos.faults import BY_NAME, FAULTS, Excuse
 from benchmarks.chaos.invariants import INVARIANTS, Done, Held, Look, Seen, judge
@@ -291,9 +291,13 @@ def test_only_a_killed_worker_and_a_line_nobody_misses_or_asks_about_may_end_cal
 def test_no_fault_but_of_the_network_or_a_worker_s_death_excuses_lost_audio():
     excused = {one.kind.name for one in FAULTS if one.excuse != Excuse() and one.excuse.loses}
 
-    assert excused.isdisjoint(
-        {"pause", "freeze", "starve", "full-disk", "unread-log", "burst", "strangers"}
-    )
+    assert excused.isdisjoint({"starve", "full-disk", "unread-log", "burst", "strangers"})
+    for one in FAULTS:
+        assert one.kind.name not in STAND or one.excuse.loses == {OVERTAKEN}
+
+
+STAND = {"pause", "freeze"}
+"""Faults that excuse only what is said to a process whose call another has."""
 
 
 # --- One call -------------------------------------------------------------------------------------
@@ -332,6 +336,22 @@ def test_a_call_whose_audio_arrived_both_ways_is_whole():
 
     assert (seen.caller_frames, seen.agent_frames) == (500, 100)
     assert (seen.losses, seen.pauses, seen.doubled, seen.strange) == ([], [], 0, 0)
+
+
+@pytest.mark.parametrize(("closed", "way"), [(12.0, "agent"), (16.0, OVERTAKEN)])
+def test_what_was_said_to_a_process_that_was_overtaken_is_lost_in_its_own_way(closed, way):
+    first = [(11.0, "says 1"), (11.9, "completes"), (closed, "closed with 1001: moved")]
+    second = [(14.0, "says 2"), (15.0, "completes")]
+
+    seen = judge_call(
+        said=b"",
+        heard=(levels_of(2, 100), times(100, 14.5)),
+        sessions=[SessionSeen(b"", times(0), moments) for moments in (first, second)],
+        frames_of={"1": 100, "2": 100},
+        **facts(),
+    )
+
+    assert [(loss.way, loss.frames) for loss in seen.losses] == [(way, 100)]
 
 
 def test_a_caller_s_frames_that_did_not_arrive_are_lost_when_they_were_due():
