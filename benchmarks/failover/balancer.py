@@ -60,9 +60,6 @@ def expanded(
             lines.append(f"    bind 127.0.0.1:{port}")
         elif words.startswith("stats socket "):
             lines.append(f"    stats socket {admin} mode 600 level admin")
-        elif "of_n0 or of_n1" in line:
-            either = " or ".join(f"of_{place.name}" for place in places)
-            lines.append(line.replace("of_n0 or of_n1", either))
         elif _FIRST.search(line):
             for place in places:
                 name = partial(_renamed, name=place.name)

@@ -306,9 +306,11 @@ frontend public
 backend streams
     acl of_n0 path_beg /n/n0/ /n/n0.
     acl of_n1 path_beg /n/n1/ /n/n1.
+    acl of_a_node path_beg /n/n0/ /n/n0.
+    acl of_a_node path_beg /n/n1/ /n/n1.
     http-request deny deny_status 503 if of_n0 !{ srv_is_up(streams/n0) }
     http-request deny deny_status 503 if of_n1 !{ srv_is_up(streams/n1) }
-    http-request deny deny_status 503 unless of_n0 or of_n1
+    http-request deny deny_status 503 unless of_a_node
     use-server n0 if of_n0
     use-server n1 if of_n1
     server n0 "${NODE_0-node-0:8000}"
@@ -323,14 +325,15 @@ def test_what_users_are_given_is_written_for_as_many_nodes_as_there_are(tmp_path
 
     assert [line.strip() for line in written.splitlines() if "n2" in line] == [
         "acl of_n2 path_beg /n/n2/ /n/n2.",
+        "acl of_a_node path_beg /n/n2/ /n/n2.",
         "http-request deny deny_status 503 if of_n2 !{ srv_is_up(streams/n2) }",
-        "http-request deny deny_status 503 unless of_n0 or of_n1 or of_n2",
         "use-server n2 if of_n2",
         "server n2 198.51.100.10:8000",
     ]
     assert "bind 127.0.0.1:8001\n" in written
     assert f"stats socket {tmp_path / 'admin'} " in written
     assert "$" not in written
+    assert written.count("http-request deny deny_status 503 unless of_a_node\n") == 1
     assert written.count("server n1 198.51.100.6:8000") == 1
 
 

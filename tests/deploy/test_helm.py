@@ -399,12 +399,13 @@ def test_the_balancer_of_a_release_knows_every_pod_that_can_be():
 
 
 @needs_haproxy
-def test_haproxy_accepts_the_configuration_of_a_release(tmp_path):
+@pytest.mark.parametrize("pods", [5, 100])
+def test_haproxy_accepts_the_configuration_of_a_release(tmp_path, pods):
     authority = trustme.CA()
     environment = environment_of_haproxy(tmp_path, authority, {})
     file = tmp_path / "haproxy.cfg"
     file.write_text(
-        configuration_of(render(EVERYTHING)).replace(
+        configuration_of(render(EVERYTHING | {"maxReplicas": pods})).replace(
             "/etc/haproxy/certs/tls.crt", environment["CERTIFICATE"]
         )
     )
