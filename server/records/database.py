@@ -433,11 +433,9 @@ class Database:
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query, facts)]
 
-    def delete_before(self, created_at: float) -> int:
-        """Delete records older than this; returns how many there were."""
-        self.open()
-        with self._engine.begin() as connection:
-            return connection.execute(statements.DELETE_BEFORE, {"before": created_at}).rowcount
+    def delete_before(self, created_at: float, most: int) -> int:
+        """Delete so many of the records older than this; returns how many that were."""
+        return self.delete_piece(statements.OLD_CALLS, created_at, most)
 
     def forget_deleted(self) -> None:
         """See to it that what was deleted, of records as of events, is nowhere any more."""
@@ -469,11 +467,16 @@ class Database:
                 }
                 connection.execute(statements.INSERT_REQUEST, kept)
 
-    def delete_requests_before(self, created_at: float) -> None:
-        """Delete answers to idempotency keys older than this."""
+    def delete_requests_before(self, created_at: float, most: int) -> int:
+        """Delete so many of the answers to idempotency keys older than this; returns how many."""
+        return self.delete_piece(statements.OLD_REQUESTS, created_at, most)
+
+    def delete_piece(self, statement: sql.Delete, before: float, most: int) -> int:
+        """Delete so much at most, in one transaction; less is all that there is for us."""
         self.open()
         with self._engine.begin() as connection:
-            connection.execute(statements.DELETE_REQUESTS, {"before": created_at})
+            facts = {"before": before, "most": most}
+            return connection.execute(statement, facts).rowcount
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:

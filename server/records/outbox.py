@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sql
 
+from server.records import statements
 from server.records.database import Database, is_about_data
 from server.records.tables import FOUND_OVER, MAX_NUMBER, calls, events, storable
 
@@ -226,7 +227,6 @@ _REPLAY = (
     .where(events.c.id == sql.bindparam("of_id"), events.c.dead_at.is_not(None))
     .values(_REVIVE)
 )
-_DELETE_BEFORE = sql.delete(events).where(events.c.at < sql.bindparam("before"))
 
 
 class Outbox:
@@ -381,7 +381,6 @@ class Outbox:
                 connection.execute(_REPLAY, {"of_id": event_id, "now": now})
         return len(ids)
 
-    def delete_before(self, at: float) -> int:
-        """Delete what has happened before this; returns how many there were."""
-        with self._database.transaction() as connection:
-            return connection.execute(_DELETE_BEFORE, {"before": at}).rowcount
+    def delete_before(self, at: float, most: int) -> int:
+        """Delete so much of what has happened before this; returns how many events that were."""
+        return self._database.delete_piece(statements.OLD_EVENTS, at, most)

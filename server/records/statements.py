@@ -10,13 +10,38 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from server.records.tables import HAD_TROUBLE, SUMMARY, calls, requests, storable
+from server.records.tables import HAD_TROUBLE, SUMMARY, calls, events, requests, storable
 from server.records.words import Wanted
+
+
+def _piece_of(table: sql.Table, since: sql.Column[float], *, is_sorted: bool = True) -> sql.Delete:
+    """Delete so many rows of what is older than a time.
+
+    Args:
+        table: Whose rows.
+        since: The column that says how old one is.
+        is_sorted: Whether the oldest are found by an index; else any are taken, and none sorted.
+    """
+    key = table.primary_key.columns
+    old = (
+        sql.select(*key)
+        .where(since < sql.bindparam("before"))
+        .order_by(*[since] if is_sorted else [])
+        .limit(sql.bindparam("most", type_=sql.Integer))
+        # All processes sweep: each takes what no other is at, and none waits for another.
+        .with_for_update(skip_locked=True)
+        # Within the statement that begins with DELETE, by which Python knows that it is one.
+        .cte("old", nesting=True)
+    )
+    return sql.delete(table).where(sql.tuple_(*key).in_(sql.select(old)))
+
 
 DELETE = sql.delete(calls).where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
 INSERT = sql.insert(calls)
 GET = sql.select(calls).where(calls.c.call_sid == sql.bindparam("name"))
-DELETE_BEFORE = sql.delete(calls).where(calls.c.created_at < sql.bindparam("before"))
+OLD_CALLS = _piece_of(calls, calls.c.created_at)
+OLD_REQUESTS = _piece_of(requests, requests.c.created_at)
+OLD_EVENTS = _piece_of(events, events.c.at, is_sorted=False)
 _ONE_REQUEST = (
     requests.c.client == sql.bindparam("of_client"),
     requests.c.key == sql.bindparam("of_key"),
@@ -26,7 +51,6 @@ FIND_REQUEST = sql.select(requests.c.fingerprint, requests.c.answer).where(
 )
 DELETE_REQUEST = sql.delete(requests).where(*_ONE_REQUEST)
 INSERT_REQUEST = sql.insert(requests)
-DELETE_REQUESTS = sql.delete(requests).where(requests.c.created_at < sql.bindparam("before"))
 PAGE = (
     sql.select(*(calls.c[name] for name in SUMMARY))
     .order_by(calls.c.created_at.desc(), calls.c.call_sid.desc())

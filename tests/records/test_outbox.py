@@ -239,12 +239,21 @@ def test_an_event_is_read_as_it_was_written_in_a_file():
             OutboxEvent.of_dict(wrong)
 
 
+def test_many_old_events_are_deleted_in_pieces(outbox):
+    outbox.put([event(f"{number}", at=float(number)) for number in range(1, 7)])
+
+    pieces = [outbox.delete_before(6.0, 2) for _ in range(4)]
+
+    assert pieces == [2, 2, 1, 0]
+    assert claim(outbox) == ["6"]
+
+
 def test_what_was_deleted_is_in_no_file_any_more(tmp_path):
     database = Database(database_url(f"sqlite:///{tmp_path}/offhook.db"))
     outbox = Outbox(database)
     outbox.put([event("old", payload="long-forgotten-words")])
 
-    outbox.delete_before(2.0)
+    outbox.delete_before(2.0, 10)
     database.forget_deleted()
     left = [file.name for file in tmp_path.iterdir() if b"long-forgotten" in file.read_bytes()]
     database.close()

@@ -67,6 +67,7 @@ def impatient(monkeypatch, tmp_path):
     monkeypatch.setattr(store_module, "RETRY_S", (0.01, 0.05))
     monkeypatch.setattr(store_module, "LAST_RETRY_S", (0.01, 0.05))
     monkeypatch.setattr(store_module, "FLUSH_TIMEOUT_S", 1.0)  # of all that is tried in vain
+    monkeypatch.setattr(store_module, "PIECE_PAUSE_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -392,6 +393,145 @@ async def test_old_records_are_deleted_and_overwritten(file_url, tmp_path):
         )
 
     assert left[0]["call_sid"] == record(2)["call_sid"]
+
+
+def deleting(records: Records) -> list[int]:
+    """How many records each transaction deletes, from now on."""
+    pieces: list[int] = []
+    engine = records._database._engine
+
+    @sql.event.listens_for(engine, "after_cursor_execute")
+    def note(connection, cursor, statement, *_) -> None:
+        if statement.startswith("DELETE FROM offhook_calls"):
+            connection.info["deleted"] = connection.info.get("deleted", 0) + cursor.rowcount
+
+    @sql.event.listens_for(engine, "commit")
+    def note_whole(connection) -> None:
+        if deleted := connection.info.pop("deleted", 0):
+            pieces.append(deleted)
+
+    return pieces
+
+
+async def keep_old_and_new(records: Records, old: int) -> list[str]:
+    """Keep so many records of last month, and one of today, whose call is returned."""
+    await until(lambda: records._sweep_at > 0)  # that at the start is over
+    now = time.time()
+    for number in range(old):
+        records.keep(record(number, created_at=now - 31 * DAY_S + number))
+    records.keep(record(old, created_at=now))
+    with trio.fail_after(60):
+        await records.wait_saved()
+    return [record(old)["call_sid"]]
+
+
+async def sids(records: Records) -> list[str]:
+    return [row["call_sid"] for row in await records.page(100, None)]
+
+
+async def test_many_old_records_are_deleted_in_pieces(url, monkeypatch):
+    monkeypatch.setattr(store_module, "PIECE", 3)
+    async with running(url, retention_days=30.0) as records:
+        new = await keep_old_and_new(records, 7)
+        pieces = deleting(records)
+        with structlog.testing.capture_logs() as logged:
+            await records._sweep()
+        left = await sids(records)
+
+    assert left == new
+    assert pieces == [3, 3, 1]
+    assert [entry["records"] for entry in logged if "deleted" in entry["event"]] == [7]
+
+
+async def test_what_waits_is_written_between_two_pieces_of_what_is_deleted(file_url, monkeypatch):
+    monkeypatch.setattr(store_module, "PIECE", 3)
+    there: list[bool] = []
+    async with running(file_url, retention_days=30.0) as records:
+        await keep_old_and_new(records, 7)
+        database, delete_before = records._database, records._database.delete_before
+        late = record(100, created_at=time.time())
+
+        def delete_while_a_call_ends(*facts) -> int:
+            there.append(database.get(late["call_sid"]) is not None)
+            if len(there) == 1:
+                trio.from_thread.run_sync(records.keep, late)
+            return delete_before(*facts)
+
+        monkeypatch.setattr(database, "delete_before", delete_while_a_call_ends)
+        records._sweep_at = trio.current_time()
+        records._changed.set()
+        await until(lambda: records._sweep_at > trio.current_time())
+
+    assert there == [False, True, True]
+
+
+async def test_a_piece_that_fails_leaves_deleted_what_was_and_is_tried_again(url, monkeypatch):
+    monkeypatch.setattr(store_module, "PIECE", 3)
+    left: list[int] = []
+    async with running(url, retention_days=30.0) as records:
+        new = await keep_old_and_new(records, 7)
+        database, delete_before = records._database, records._database.delete_before
+
+        def delete_and_fail_once(*facts) -> int:
+            left.append(len(database.page(100, None)))
+            if len(left) == 2:
+                raise sql.exc.OperationalError("DELETE", {}, Exception("cancelled"))
+            return delete_before(*facts)
+
+        monkeypatch.setattr(database, "delete_before", delete_and_fail_once)
+        records._sweep_at = trio.current_time()
+        records._changed.set()
+        await until(lambda: records._sweep_at > trio.current_time())
+        there = await sids(records)
+        failed = failures(records, "write")
+
+    assert left == [8, 5, 5, 2]
+    assert there == new
+    assert failed == 1
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_more_old_records_than_postgresql_deletes_in_its_time_are_deleted(url, monkeypatch):
+    monkeypatch.setattr(store_module, "PIECE", 3)
+    too_long = """
+        CREATE FUNCTION take_too_long() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF (SELECT count(*) FROM gone) > 3 THEN
+                RAISE query_canceled USING MESSAGE = 'canceling statement due to statement timeout';
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE TRIGGER too_long AFTER DELETE ON offhook_calls REFERENCING OLD TABLE AS gone
+            FOR EACH STATEMENT EXECUTE FUNCTION take_too_long();
+    """
+    async with running(url, retention_days=30.0) as records:
+        new = await keep_old_and_new(records, 7)
+        with records._database._engine.begin() as connection:
+            connection.exec_driver_sql(too_long)
+        try:
+            await records._sweep()
+        finally:
+            with records._database._engine.begin() as connection:
+                connection.exec_driver_sql("DROP FUNCTION take_too_long CASCADE")
+        left = await sids(records)
+
+    assert left == new
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_what_another_process_deletes_just_now_is_not_waited_for(url):
+    async with running(url) as records:
+        [new] = await keep_old_and_new(records, 3)
+        database = records._database
+        other = Database(database_url(url))
+        with other.transaction() as connection:
+            connection.execute(statements.OLD_CALLS, {"before": time.time() - DAY_S, "most": 2})
+            ours = database.delete_before(time.time() - DAY_S, 10)
+            none = database.delete_before(time.time() - DAY_S, 10)
+        other.close()
+        left = await sids(records)
+
+    assert (ours, none) == (1, 0)
+    assert left == [new]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
@@ -760,6 +900,18 @@ def test_a_wrong_address_is_a_wrong_setting(wrong):
 def test_a_place_in_the_list_is_checked(text):
     with pytest.raises(ValueError, match=r"."):
         Cursor.parse(text)
+
+
+async def test_many_old_requests_are_forgotten_in_pieces(url):
+    async with running(url) as records:
+        for number in range(5):
+            await records.write_request("shop", f"{number}", StoredRequest("f"))
+        database, soon = records._database, time.time() + 60.0
+        pieces = [database.delete_requests_before(soon, 2) for _ in range(4)]
+        none = [database.delete_requests_before(0.0, 2)]
+
+    assert pieces == [2, 2, 1, 0]
+    assert none == [0]
 
 
 # ------------------------------------------------------------------------------------------
