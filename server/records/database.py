@@ -135,12 +135,17 @@ class Database:
                 arguments["check_same_thread"] = False
         elif url.get_backend_name() == "postgresql":
             arguments["connect_timeout"] = int(LOCK_TIMEOUT_S)
-            arguments["options"] = f"-c statement_timeout={int(1000 * OPEN_TIMEOUT_S)}"
             # A server that has gone without a word does not keep a thread for hours (libpq,
             # "Connection Parameters").
             arguments |= {"tcp_user_timeout": int(1000 * UNHEARD_TIMEOUT_S)}
             arguments |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
             options["pool_pre_ping"] = True
+        # SQLAlchemy would put ours in the place of what the URL says.
+        arguments = {name: arguments[name] for name in arguments if name not in url.query}
+        if url.get_backend_name() == "postgresql":
+            timeout = f"-c statement_timeout={int(1000 * OPEN_TIMEOUT_S)}"
+            # Of one setting that is there twice the later counts: theirs.
+            arguments["options"] = " ".join((timeout, *url.normalized_query.get("options", ())))
         self._url = url
         self._engine = sql.create_engine(
             url, connect_args=arguments, hide_parameters=True, **options

@@ -888,6 +888,56 @@ async def test_a_database_that_hangs_holds_no_request_up(file_url, tmp_path, mon
         other.close()
 
 
+def test_what_the_address_of_a_postgresql_says_comes_before_what_we_think_best(url_of_postgresql):
+    said = "options=-csearch_path%3Dof_ours&options=-cwork_mem%3D1MB&connect_timeout=7"
+    plain = Database(database_url(url_of_postgresql))
+    with plain.transaction() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA of_ours")
+    database = Database(database_url(f"{url_of_postgresql}&{said}&keepalives_idle=60"))
+
+    try:
+        with database.transaction() as connection:
+            parameters = connection.connection.dbapi_connection.info.get_parameters()
+            path, memory, timeout = (
+                connection.exec_driver_sql(f"SHOW {name}").scalar()
+                for name in ("search_path", "work_mem", "statement_timeout")
+            )
+            schemas = connection.exec_driver_sql(
+                "SELECT schemaname FROM pg_tables WHERE tablename = 'offhook_calls'"
+            ).fetchall()
+    finally:
+        database.close()
+        with plain.transaction() as connection:
+            connection.exec_driver_sql("DROP SCHEMA of_ours CASCADE")
+        plain.close()
+
+    assert (path, memory, timeout) == ("of_ours", "1MB", "10s")
+    assert {name for [name] in schemas} == {"public", "of_ours"}
+    assert (parameters["connect_timeout"], parameters["keepalives_idle"]) == ("7", "60")
+    assert parameters["keepalives_interval"] == "2"
+
+
+def test_a_statement_has_as_long_as_the_address_of_a_postgresql_says(url_of_postgresql):
+    said = "options=-c%20statement_timeout%3D60s"
+    database = Database(database_url(f"{url_of_postgresql}&{said}"))
+    with database.transaction() as connection:
+        timeout = connection.exec_driver_sql("SHOW statement_timeout").scalar()
+    database.close()
+
+    assert timeout == "1min"
+
+
+def test_a_lock_is_waited_for_as_long_as_the_address_of_a_file_says(file_url):
+    waits = []
+    for said in ("", "?timeout=30"):
+        database = Database(database_url(file_url + said))
+        with database.transaction(alone=False) as connection:
+            waits.append(connection.exec_driver_sql("PRAGMA busy_timeout").scalar())
+        database.close()
+
+    assert waits == [20, 30_000]
+
+
 @pytest.mark.parametrize(
     "wrong", ["offhook.db", "sqlte:///offhook.db", "mysql+nodriver://x", "oracle://scott@db"]
 )
