@@ -135,6 +135,13 @@ class Comparison:
     unheard: int = 0
     """At the end of what was sent, and never arrived."""
 
+    def take_odd(self, odd: int) -> None:
+        """So many frames were nowhere together: a beginning that was cut at once, or another's."""
+        if odd < WINDOW:
+            self.unclear += odd
+        else:
+            self.strange += odd
+
     @property
     def lost(self) -> int:
         """Frames that never arrived, though later ones did."""
@@ -154,7 +161,7 @@ def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparis
         starts: Where something new begins in ``sent``; after a gap it most likely goes on there.
     """
     found = Comparison()
-    at = last = silence = 0
+    at = last = silence = odd = 0
     for index, level in enumerate(arrived):
         if level == SILENCE:
             silence += 1
@@ -168,8 +175,10 @@ def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparis
                     found.unclear += 1
                 elif level != NO_LEVEL and 0 <= sent.find(window) < at:
                     found.doubled += 1
-                else:
+                elif level == NO_LEVEL:
                     found.strange += 1
+                else:
+                    odd += 1
                 continue
             back = _back(sent, at, ahead, starts)
             if back and found.pauses and found.pauses[-1][0] == at - back:
@@ -177,12 +186,15 @@ def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparis
             found.gaps.append(Gap(at - back, ahead - at, index, last))
             at = ahead
             silence = 0
+        if odd:
+            found.take_odd(odd)
         if silence and at:
             found.pauses.append((at, silence))
-        silence = 0
+        silence = odd = 0
         at += 1
         found.matched += 1
         last = index + 1
+    found.take_odd(odd)
     found.unheard = len(sent) - at
     return found
 

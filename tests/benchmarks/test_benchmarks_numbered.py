@@ -105,6 +105,17 @@ def test_what_comes_again_is_doubled():
     assert (found.doubled, found.lost) == (40, 0)
 
 
+@pytest.mark.parametrize("frames", [1, 3, 7])
+def test_a_beginning_that_is_cut_at_once_is_too_little_to_be_strange(frames):
+    turns = [levels_of(number, 100) for number in (1, 2, 3)]
+    arrived = turns[0][:50] + turns[1][:frames] + turns[2]
+
+    found = compare(b"".join(turns), arrived, [0, 100, 200])
+
+    assert (found.matched + found.unclear, found.strange, found.doubled) == (150 + frames, 0, 0)
+    assert found.matched >= 150
+
+
 def test_what_is_somebody_else_s_is_strange():
     found = compare(SENT, SENT[:100] + levels_of(99, 30) + SENT[100:])
 
