@@ -44,6 +44,18 @@ def single(headers: Headers, name: str) -> str | None:
     return lines[0] if len(lines) == 1 else None
 
 
+def cookie_of(headers: Headers, name: str) -> str | None:
+    """The value of a cookie (RFC 6265, section 4.2); None if it is not there, or several times.
+
+    This takes time in proportion to what was sent. werkzeug's ``request.cookies`` takes the square
+    of it: a second for 8 KB of spaces.
+    """
+    parts = ";".join(lines_of(headers, "Cookie")).split(";")
+    pairs = (part.partition("=") for part in parts)
+    values = [value for key, _, value in pairs if key.strip() == name]
+    return values[0].strip() if len(values) == 1 else None
+
+
 def read_retry_after(text: str | None, now: datetime, *, longest_s: float) -> float | None:
     """Read how long somebody asks to be left alone: ``Retry-After``, RFC 9110, section 10.2.3.
 

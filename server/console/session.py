@@ -24,7 +24,7 @@ from quart import Quart, Response, g, request
 from quart_schema import hide
 
 from server.cluster.directory.meeting import shared_secret
-from server.headers import Headers, lines_of, single
+from server.headers import Headers, cookie_of, lines_of, single
 from server.service import Service
 from server.settings.settings import Settings
 from server.switchboard.strangers import came_by_https
@@ -149,8 +149,8 @@ class Door:
         return session.name
 
     def _session(self) -> Session | None:
-        cookie = request.cookies.get(self._cookie_name())
-        return None if cookie is None else self._sessions.find(cookie)
+        shown = cookie_of(request.headers, self._cookie_name())
+        return None if shown is None else self._sessions.find(shown)
 
     def _hosts(self) -> frozenset[str]:
         return frozenset({(single(request.headers, "Host") or "").lower(), self._public} - {""})
@@ -181,14 +181,14 @@ class Door:
             self._service.metrics.strangers_refused.labels("key").inc()
             return error_body("unauthorized", "there is no such key"), 401
         g.is_stranger = False
-        cookie = self._sessions.begin(name)
-        session = self._sessions.find(cookie)
+        begun = self._sessions.begin(name)
+        session = self._sessions.find(begun)
         assert session is not None
         response = self._told(session)
         is_secure = self._is_secure()
         response.set_cookie(
             self._cookie_name(),
-            cookie,
+            begun,
             max_age=SESSION_S,
             path="/",
             secure=is_secure,

@@ -13,6 +13,7 @@ from server.app import OffhookApp, create_app
 from server.console.pages import FILES
 from server.console.session import COOKIE, SECURE_COOKIE, SESSION_S, TOKEN_HEADER, Sessions
 from server.settings.settings import Settings
+from server.web.http_request import HttpRequest
 from server.web.keys import READ, Keys, hash_key
 from server.web.static.files import HERE
 from tests.support.access import SIMULATED
@@ -225,6 +226,23 @@ async def test_nothing_that_a_visitor_brings_along_becomes_their_session():
         second = (await sign_in(client)).headers["Set-Cookie"].split("=")[1].split(";")[0]
 
     assert len({mine, first, second, "fixed"}) == 4
+
+
+@pytest.mark.sockets
+async def test_no_cookie_goes_through_a_parser_whose_time_grows_with_the_square(monkeypatch):
+    def parsed(request):
+        raise AssertionError("werkzeug has parsed cookies")
+
+    monkeypatch.setattr(HttpRequest, "cookies", property(parsed))
+    hostile = {"Cookie": f"{COOKIE}=" + " " * 8_170 + "x y"}
+    async with running() as app, running(api_keys={}) as open_app:
+        unknown = await app.test_client().get("/calls", headers=hostile)
+        told = await open_app.test_client().get("/console/session", headers=hostile)
+        client = app.test_client()
+        await sign_in(client)
+        known = await client.get("/calls")
+
+    assert [answer.status_code for answer in (unknown, told, known)] == [401, 200, 200]
 
 
 @pytest.mark.sockets
