@@ -48,7 +48,7 @@ _NOT_PASSED_ON = frozenset(
         *(b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"upgrade", b"te"),
         *(b"expect", b"trailer"),
         # A client's secrets have been looked at, and are nobody else's: see CLIENT.
-        *(b"authorization", b"proxy-authorization", b"x-api-key", b"cookie"),
+        *(b"authorization", b"proxy-authorization", b"x-api-key", b"cookie", b"x-console-token"),
     }
 )
 _OURS = b"x-offhook-"

@@ -38,7 +38,8 @@ SESSION_S = 12 * 3600
 PATH = "/console/session"
 COOKIE, SECURE_COOKIE = "offhook-console", "__Host-offhook-console"
 """The second wherever the page came by https: no other host of the domain can set that one."""
-TOKEN_HEADER = "X-Offhook-Token"
+TOKEN_HEADER = "X-Console-Token"
+"""Not ``X-Offhook-``: balancers take from a client's request what nodes say to each other."""
 MAX_KEY_CHARS = 300
 _FORM = re.compile(r"([a-z0-9][a-z0-9_-]{0,31})\.([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
 

@@ -317,6 +317,13 @@ async def test_where_no_key_is_wanted_nobody_signs_in():
     assert (told["signed_in"], told["needs_key"], told["may_change"]) == (True, False, True)
 
 
+def test_no_balancer_that_hides_what_nodes_say_takes_away_what_the_page_says():
+    scripts = [path.read_text() for path in (*FILES.glob("*.js"), *HERE.glob("*.js"))]
+
+    assert sum(f'"{TOKEN_HEADER}"' in text for text in scripts) == 1
+    assert not any("x-offhook-" in text.lower() for text in scripts)
+
+
 # -- files --------------------------------------------------------------------------------------
 
 PAGE_FILES = sorted(path.name for path in FILES.iterdir())

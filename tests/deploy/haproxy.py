@@ -120,6 +120,7 @@ class Balancer:
     """A running HAProxy, and how to ask it."""
 
     def __init__(self, port: int, admin: Path, authority: trustme.CA) -> None:
+        self.url = f"https://127.0.0.1:{port}"
         self._port = port
         self._admin = admin
         self.trust = ssl.create_default_context()
@@ -132,7 +133,7 @@ class Balancer:
         with httpx2.Client(verify=self.trust, trust_env=False, timeout=PATIENCE_S) as client:
             return client.request(
                 method,
-                f"https://127.0.0.1:{self._port}{path}",
+                f"{self.url}{path}",
                 content=b"CallSid=CA1" if method == "POST" else None,
                 headers={"Host": host} | headers,
                 extensions={"sni_hostname": host},

@@ -7,12 +7,16 @@ import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import httpx2
 import pytest
 import trustme
 
+from server.console.session import TOKEN_HEADER
+from server.web.keys import hash_key
 from tests.deploy.haproxy import (
     CONFIGURATIONS,
     HAPROXY,
+    PATIENCE_S,
     Balancer,
     Node,
     environment_of,
@@ -22,6 +26,7 @@ from tests.deploy.haproxy import (
     read_exactly,
     read_head,
 )
+from tests.support.serving import serving
 
 pytestmark = [needs_haproxy, pytest.mark.sockets]
 
@@ -207,6 +212,29 @@ def test_nobody_outside_can_say_what_only_nodes_say_to_each_other(balancer, two)
 
     assert two["n0"].asked
     assert [name for name in two["n0"].headers if name.startswith("x-offhook-")] == []
+
+
+@pytest.mark.parametrize("file", ["haproxy.cfg", "l4-node.cfg"])
+async def test_whoever_signs_in_to_the_console_behind_it_changes_something(authority, file):
+    public = "https://calls.example.com"
+    async with serving(public_url=public, api_keys={"ana": hash_key("one")}) as server:
+        node = server.url.removeprefix("http://")
+        servers = {"NODE_0": node, "NODE_1": node, "BALANCERS": "192.0.2.5"}
+        with haproxy(CONFIGURATIONS / file, servers, authority) as (balancer, _):
+            as_browsers_do = {"Host": "calls.example.com", "Origin": public}
+            async with httpx2.AsyncClient(
+                base_url=balancer.url, verify=False, trust_env=False, timeout=PATIENCE_S
+            ) as http:
+                signed_in = await http.post(
+                    "/console/session", json={"key": "one"}, headers=as_browsers_do
+                )
+                as_browsers_do["Cookie"] = signed_in.headers["Set-Cookie"].partition(";")[0]
+                token = {TOKEN_HEADER: signed_in.json()["token"]}
+                forged = await http.post("/drain", headers=as_browsers_do)
+                done = await http.post("/drain", headers=as_browsers_do | token)
+
+        assert (signed_in.status_code, forged.status_code, done.status_code) == (200, 403, 202)
+        assert server.service.calls.draining
 
 
 @pytest.fixture

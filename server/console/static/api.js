@@ -27,7 +27,7 @@ export function address(path, query = {}) {
 async function send(method, path, { query, body, signal } = {}) {
   const headers = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (method !== "GET") headers["X-Offhook-Token"] = session.token;
+  if (method !== "GET") headers["X-Console-Token"] = session.token;
   const sent = body === undefined ? undefined : JSON.stringify(body);
   const options = { method, headers, body: sent, signal, credentials: "same-origin", cache: "no-store" };
   const answer = await fetch(address(path, query), /** @type {RequestInit} */ (options));
