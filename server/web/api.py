@@ -36,6 +36,12 @@ DAY_S = 86_400.0
 MAX_METADATA = 32
 MAX_METADATA_CHARS = 1_000
 """Of a name, and of what it stands for."""
+MAX_MEMBERS = 2 * MAX_METADATA
+"""Of an object that is looked at member by member: whoever says a little too much is told what."""
+MAX_FIELDS_TOLD = 32
+"""Of those that are wrong; there are hardly as many that could be."""
+_MAX_NAME_CHARS = 100
+"""Of a name that somebody else has made up, where they are told about it."""
 FAILURES = tuple(reason.value for reason in EndReason if reason.is_failure)
 _Fact = Annotated[str, Field(max_length=MAX_METADATA_CHARS)]
 
@@ -336,14 +342,26 @@ _NO_TEXT = "has half of a surrogate pair in it, which is no character"
 
 
 def _text(part: object) -> str:
-    """A part of a field's path; a name that is no text is shown as far as it is."""
-    return str(part).encode("utf-8", "replace").decode()
+    """A part of a field's path; a name that is no text, or a long one, is shown as far as it is."""
+    return str(part)[:_MAX_NAME_CHARS].encode("utf-8", "replace").decode()
+
+
+def has_too_many_members(body: Mapping[str, Any]) -> bool:
+    """Whether a request, or an object in it, has more members than are looked at one by one.
+
+    Each that is unknown or wrong is a complaint of its own: a thousand are 20 ms of everybody's
+    time. Deeper than this no model of ours looks.
+    """
+    objects = [body, *(value for value in body.values() if isinstance(value, dict))]
+    return any(len(each) > MAX_MEMBERS for each in objects)
 
 
 def field_errors(error: Exception | None) -> dict[str, str]:
-    """Field path to what is wrong with it; the whole body is ``""``."""
+    """Field path to what is wrong with it; the whole body is ``""``, as where too much is wrong."""
     if not isinstance(error, ValidationError):
         return {"": "must be a JSON object sent as application/json"}
+    if error.error_count() > MAX_FIELDS_TOLD:
+        return {"": f"has {error.error_count()} mistakes, more than are told one by one"}
     return {
         ".".join(_text(part) for part in issue["loc"]): _NO_TEXT
         if issue["type"] == "string_unicode"

@@ -14,7 +14,7 @@ from server.cluster.passing_on import CLIENT, PASSED_ON
 from server.errors import ServerError
 from server.logs import Sparing
 from server.service import Service
-from server.web.api import error_body, field_errors, invalid
+from server.web.api import MAX_MEMBERS, error_body, field_errors, has_too_many_members, invalid
 from server.web.cross_origin import is_own_name, is_own_page
 from server.web.http_request import LONGEST_BODIES
 from server.web.keys import UNNAMED, Keys
@@ -109,7 +109,7 @@ def ask_for_keys(
 
 
 def check_bodies(app: Quart) -> None:
-    """Refuse requests for a call whose body is no JSON object, with what is wrong."""
+    """Refuse requests for a call whose body is no JSON object, or one of far too many members."""
 
     @app.before_request
     async def check_body() -> Any:
@@ -117,8 +117,10 @@ def check_bodies(app: Quart) -> None:
             return None
         fields = field_errors(None)
         try:
-            if isinstance(await request.get_json(), dict):
-                return None
+            if isinstance(body := await request.get_json(), dict):
+                if not has_too_many_members(body):
+                    return None
+                fields = {"": f"no object in it may have more than {MAX_MEMBERS} members"}
         except BadRequest as error:
             fields = {"": f"the body {error.description}"}
         return invalid(fields, 400).response()

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from server.web.api import (
     MAKE_CALL,
+    MAX_FIELDS_TOLD,
     MAX_GREETING_CHARS,
+    MAX_MEMBERS,
     MAX_METADATA,
     MAX_METADATA_CHARS,
     MAX_PROMPT_CHARS,
+    MakeCall,
     e164,
+    field_errors,
 )
 from server.web.browser.words import RESUME, START
 from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES, read_json
@@ -127,6 +132,50 @@ async def test_one_character_more_is_a_field_that_is_too_long():
 
     assert answer.status_code == 422
     assert answer.json()["fields"].keys() == {"prompt"}
+
+
+def names(number: int) -> dict[str, int]:
+    return {f"{n:x}": 0 for n in range(number)}
+
+
+@pytest.mark.parametrize("path", [MAKE_CALL, START, RESUME])
+@pytest.mark.parametrize("part", [None, "metadata", "variables"])
+async def test_an_object_with_more_members_than_there_are_is_not_looked_at_one_by_one(path, part):
+    many, few = names(MAX_MEMBERS + 1), names(MAX_FIELDS_TOLD + 1)
+    async with serving() as server:
+        answers = [
+            await server.http.post(path, json=body if part is None else {part: body})
+            for body in (many, names(5_000), few)
+        ]
+
+    told = [answer.json()["fields"] for answer in answers]
+    assert [answer.status_code for answer in answers] == [400, 400, 422]
+    assert told[:2] == [{"": f"no object in it may have more than {MAX_MEMBERS} members"}] * 2
+    assert all(len(answer.content) < 5_000 for answer in answers)
+
+
+@pytest.mark.parametrize("path", [MAKE_CALL, START, RESUME])
+async def test_who_says_a_few_things_too_many_is_told_which(path):
+    async with serving() as server:
+        answer = await server.http.post(path, json={"colour": 1, "size": 2, "x" * 60_000: 3})
+
+    told = answer.json()["fields"]
+    assert answer.status_code == 422
+    assert {"colour", "size"} < told.keys()
+    assert len(answer.content) < 5_000
+
+
+@pytest.mark.parametrize(
+    ("is_wrong", "told"),
+    [(MAX_FIELDS_TOLD, MAX_FIELDS_TOLD), (MAX_FIELDS_TOLD + 1, 1), (8_000, 1)],
+)
+def test_only_so_many_mistakes_are_told_one_by_one(is_wrong, told):
+    with pytest.raises(ValidationError) as caught:
+        MakeCall.model_validate({"destination_number": "+15005550104"} | names(is_wrong))
+
+    fields = field_errors(caught.value)
+    assert len(fields) == told
+    assert is_wrong == told or str(is_wrong) in fields[""]
 
 
 @pytest.mark.parametrize("path", ["/twiml", "/call-status"])
