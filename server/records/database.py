@@ -346,7 +346,8 @@ class Database:
             newer = dict(records)
             older: list[str] = []
             for there in connection.execute(look, {"names": list(newer)}):
-                if is_newer(newer[there.call_sid], there):
+                ours = newer[there.call_sid]
+                if is_newer(ours, there) and not _is_of_another(ours, there):
                     older.append(there.call_sid)
                 else:
                     del newer[there.call_sid]
@@ -507,6 +508,12 @@ def _rank(record: Mapping[str, Any]) -> tuple[int, bool]:
 def _rank_there(there: sql.Row[Any]) -> tuple[int, bool]:
     """The rank of what a database has of a call."""
     return there.generation, NOT_WHOLE not in there.details
+
+
+def _is_of_another(record: Mapping[str, Any], there: sql.Row[Any]) -> bool:
+    """Whether a record is of a call that was begun a second time by the name of an older one."""
+    is_same_owner: bool = _generation(record) == there.generation
+    return is_same_owner and float(record["created_at"]) != float(there.created_at)
 
 
 def _hang_up(connection: Any) -> None:

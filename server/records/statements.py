@@ -68,13 +68,13 @@ PAGE_BEFORE = PAGE.where(
 OUTCOME = calls.c.details["outcome"].label("outcome")
 """What a call has brought, which is none of the summary's: it may be long."""
 GENERATIONS = (
-    sql.select(calls.c.call_sid, calls.c.generation)
+    sql.select(calls.c.call_sid, calls.c.generation, calls.c.created_at)
     .where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
     .order_by(calls.c.call_sid)
     .with_for_update()
 )
 THERE = (
-    sql.select(calls.c.call_sid, calls.c.generation, calls.c.details)
+    sql.select(calls.c.call_sid, calls.c.generation, calls.c.created_at, calls.c.details)
     .where(calls.c.call_sid.in_(sql.bindparam("names", expanding=True)))
     .order_by(calls.c.call_sid)
     .with_for_update()

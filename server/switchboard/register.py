@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import structlog
+import trio
 
 from server.agent import phrases
 from server.agent.outcome import Outcome
@@ -32,6 +34,10 @@ MAX_UNWRITTEN = 1_000
 long."""
 MAX_ENDED = 10_000
 """CallSids of ended calls that are remembered: a webhook that comes again begins no call again."""
+
+LOOK_UP_TIMEOUT_S = 1.0
+"""For the database to say whether a call that is to begin has a record: somebody waits for the
+answer, and hears it ring."""
 
 
 class Watcher(Protocol):
@@ -350,6 +356,24 @@ class Register:
         """
         ended = self._ended.get(call_sid)
         return ended is not None and ended[0] >= generation
+
+    async def was_over(self, call_sid: str, generation: int) -> bool:
+        """True of a call that is not known here, and has ended all the same by its record: before
+        this process was there, or before many others.
+
+        It is False, too, where the database does not say so within :data:`LOOK_UP_TIMEOUT_S`.
+
+        Args:
+            call_sid: The call.
+            generation: At which it would begin here; what an earlier owner has written is not the
+                end of it, unless that had found it over.
+        """
+        if self._records is None or self.get(call_sid) is not None or self.has_ended(call_sid):
+            return False
+        record = None
+        with trio.move_on_after(LOOK_UP_TIMEOUT_S), suppress(RecordsUnavailable):
+            record = await self._records.get(call_sid)
+        return record is not None and not FOUND_OVER < record["generation"] < generation
 
     def end_of(self, call_sid: str) -> Reply:
         """What answers whoever asks how a call goes on that is over: its caller may be owed words,

@@ -25,7 +25,7 @@ from server.carrier import (
     TransferUpdate,
     VoiceRequest,
 )
-from server.carrier.webhooks import Reply
+from server.carrier.webhooks import EndCall, Reply
 from server.errors import CarrierProtocolError, ServerError
 from server.logs import Sparing
 from server.pace import Pace
@@ -270,7 +270,12 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             return document(await calls.resume(call_sid, service.agent))
         service.cluster.new_calls.take(request.scope)
         try:
-            reply = await service.begin_call(asked, generation=generation)
+            if await calls.register.was_over(call_sid, generation):
+                # Whoever asks has kept a request of the carrier's from before we began.
+                service.cluster.release(call_sid, generation)
+                reply: Reply = EndCall()
+            else:
+                reply = await service.begin_call(asked, generation=generation)
         finally:
             service.cluster.new_calls.answered()
         return document(reply)

@@ -817,6 +817,26 @@ async def test_an_older_owners_record_that_still_waits_gives_way_and_never_the_n
     assert kept == [record(1, generation=2), record(2, generation=2)]
 
 
+async def test_a_call_that_was_begun_again_under_its_name_does_not_replace_the_first_ones_record(
+    url,
+):
+    again = record(1, status="again", created_at=BEGAN + 500)
+    async with running(url) as records:
+        records.keep(record(1))
+        await records.wait_saved()
+        records.keep(again)
+        records.keep(again | {NOT_WHOLE: "lost"})
+        await records.wait_saved()
+        await records.read(lambda database: database.write_newer([again | {KEPT_AT: BEGAN * 2}]))
+        kept = await records.get(record(1)["call_sid"])
+        records.keep(record(1, status="taken-over", created_at=BEGAN + 500, generation=2))
+        await records.wait_saved()
+        later = await records.get(record(1)["call_sid"])
+
+    assert kept == record(1)
+    assert later["status"] == "taken-over"
+
+
 async def test_a_summary_does_not_replace_the_whole_record_that_its_owner_has_written(url):
     summary = record(1, status="no-answer", transcript=None) | {NOT_WHOLE: "lost"}
     later = record(2, generation=2, transcript=None) | {NOT_WHOLE: "lost"}

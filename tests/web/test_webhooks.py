@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from urllib.parse import urlencode
 
 import pytest
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 from twilio.request_validator import RequestValidator
 from werkzeug.datastructures import MultiDict
 
+from server.dialogue.endings import EndReason
 from server.simulators.twilio import Faults
 from tests.support.raw_connections import UPGRADE, connection
 from tests.support.serving import (
@@ -66,6 +68,55 @@ async def post(server: Server, path: str, form, *, signed_for: str | None = None
 
 def warnings(logs: list[dict]) -> list[dict]:
     return [line for line in logs if line["log_level"] == "warning"]
+
+
+async def ended_inbound_call(server: Server) -> dict:
+    """The record of an inbound call that has come, and is over."""
+    begun = await post(server, "/twiml", RINGING)
+    assert "<Connect>" in begun.text
+    over = {"CallSid": CALL_SID, "CallStatus": "completed", "SequenceNumber": "1"}
+    await post(server, "/call-status", over)
+    call = server.service.calls.register.get(CALL_SID)
+    assert call is not None
+    await call.finished.wait()
+    assert server.service.records is not None
+    await server.service.records.wait_saved()
+    return (await server.http.get(f"/calls/{CALL_SID}")).json()
+
+
+async def test_a_captured_webhook_begins_no_call_again_after_a_restart(tmp_path):
+    kept = {"database_url": f"sqlite:///{tmp_path}/offhook.db"}
+    async with serving(**kept) as server:
+        first = await ended_inbound_call(server)
+        path = server.url.rpartition(":")[2]
+    async with serving(on_port=int(path), **kept) as server:
+        answers = [await post(server, "/twiml", RINGING) for _ in range(2)]
+        answers.append(await get(server, "/twiml", RINGING))
+        sessions, live = len(server.gemini.sessions), server.service.calls.live_count
+        after = (await server.http.get(f"/calls/{CALL_SID}")).json()
+        other = await post(server, "/twiml", RINGING | {"CallSid": OTHER_SID})
+        await post(server, "/call-status", FORMS["/call-status"] | {"CallSid": OTHER_SID})
+        server.service.calls.register.get(OTHER_SID).end(EndReason.HUNG_UP)
+
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert not any("<Connect>" in answer.text for answer in answers)
+    assert all("<Hangup" in answer.text for answer in answers)
+    assert (sessions, live) == (0, 0)
+    assert after == first
+    assert "<Connect>" in other.text
+
+
+async def test_a_call_is_answered_though_the_database_is_away(tmp_path):
+    file = tmp_path / "offhook.db"
+    async with serving(database_url=f"sqlite:///{file}") as server:
+        await ended_inbound_call(server)
+        with sqlite3.connect(file) as broken:
+            broken.execute("DROP TABLE offhook_calls")
+        broken.close()
+        other = await post(server, "/twiml", RINGING | {"CallSid": OTHER_SID})
+        server.service.calls.register.get(OTHER_SID).end(EndReason.HUNG_UP)
+
+    assert "<Connect>" in other.text
 
 
 @pytest.mark.parametrize("path", [*FORMS, "/voice"])
