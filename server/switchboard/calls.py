@@ -478,7 +478,7 @@ class Calls:
 
         Args:
             media: The socket, accepted.
-            address: Where it comes from if nothing has vouched for it yet; see :class:`Strangers`.
+            address: Where it comes from, if the carrier has not signed it; see :class:`Strangers`.
         """
         kind, refusal = "no-start", "no start message in time"
         call = started = None

@@ -3,7 +3,9 @@
 Anybody can open a WebSocket; only the carrier can show a ticket, and it does so within the time
 its first messages take. So few places are enough, and when one address needs more than its share,
 its oldest socket goes: an attacker who holds places loses them, the carrier's next call does not
-wait for them.
+wait for them. Sockets that the carrier has signed come from few addresses, all calls' of a burst at
+once, and have places of their own, which nobody else can take: as many as there can be calls. The
+signature says nothing of the call, so one that was captured is good for any number of sockets.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from server.hooks.sockets import file_limit
 from server.settings.settings import Settings
 
 IN_ALL = 1_000
-"""Media sockets that may wait to show a ticket, over all addresses."""
+"""Media sockets that may wait to show a ticket, over all addresses; as many signed ones beside."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _BRACKETED = re.compile(r"\[([^\[\]]*)\](?::\d+)?")
@@ -94,51 +96,72 @@ def most_strangers(descriptors: int | None) -> int:
     return IN_ALL if descriptors is None else max(1, min(IN_ALL, descriptors // 8))
 
 
+def most_signed(descriptors: int | None, max_calls: int) -> int:
+    """How many signed media sockets may wait for a ticket: no fewer than calls can wait for theirs.
+
+    Args:
+        descriptors: How many there are; no more calls than half of that are ever taken.
+        max_calls: How many may be live at once.
+    """
+    fitting = max_calls if descriptors is None else min(max_calls, descriptors // 2)
+    return max(most_strangers(descriptors), fitting)
+
+
 class Strangers:
     """The sockets that wait to show a ticket.
 
     Args:
         per_address: How many one address may have.
-        in_all: How many there may be.
+        in_all: How many there may be without a signature.
+        signed: How many there may be with one.
     """
 
     @classmethod
     def of(cls, settings: Settings) -> Strangers:
         """What the settings, and this system's files, allow."""
+        descriptors = file_limit()
         return cls(
-            per_address=settings.max_strangers_per_address, in_all=most_strangers(file_limit())
+            per_address=settings.max_strangers_per_address,
+            in_all=most_strangers(descriptors),
+            signed=most_signed(descriptors, settings.max_calls),
         )
 
-    def __init__(self, *, per_address: int = 100, in_all: int = IN_ALL) -> None:
+    def __init__(
+        self, *, per_address: int = 100, in_all: int = IN_ALL, signed: int = IN_ALL
+    ) -> None:
         self._per_address = per_address
-        self._in_all = in_all
-        self._waiting: dict[trio.CancelScope, str] = {}  # oldest first
+        self._most, self._most_signed = in_all, signed
+        # Both the oldest first, with their addresses.
+        self._waiting: dict[trio.CancelScope, str] = {}
+        self._signed: dict[trio.CancelScope, str] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._signed)
 
     @contextmanager
     def among(self, address: str, scope: trio.CancelScope) -> Generator[None]:
         """Wait in this block; the scope is cancelled if the place is needed for a younger one.
 
         Args:
-            address: Where the socket comes from; an empty one needs no place.
+            address: Where the socket comes from; empty if the carrier has signed its upgrade.
             scope: Bounds the wait.
         """
+        waiting, most = self._waiting, self._most
         if not address:
-            yield
-            return
-        self._waiting[scope] = address
-        own = [each for each, other in self._waiting.items() if other == address]
-        if len(own) > self._per_address:
-            self._send_away(own[0])
-        if len(self._waiting) > self._in_all:
-            self._send_away(next(iter(self._waiting)))
+            waiting, most = self._signed, self._most_signed
+        waiting[scope] = address
+        if address:
+            own = [each for each, other in waiting.items() if other == address]
+            if len(own) > self._per_address:
+                _send_away(waiting, own[0])
+        if len(waiting) > most:
+            _send_away(waiting, next(iter(waiting)))
         try:
             yield
         finally:
-            self._waiting.pop(scope, None)
+            waiting.pop(scope, None)
 
-    def _send_away(self, scope: trio.CancelScope) -> None:
-        del self._waiting[scope]
-        scope.cancel("a younger socket needs the place")
+
+def _send_away(waiting: dict[trio.CancelScope, str], scope: trio.CancelScope) -> None:
+    del waiting[scope]
+    scope.cancel("a younger socket needs the place")

@@ -7,7 +7,8 @@ import pytest
 import trio
 from werkzeug.datastructures import Headers
 
-from server.switchboard.strangers import Strangers, client_address, most_strangers
+from server.switchboard.capacity import fitting_calls
+from server.switchboard.strangers import Strangers, client_address, most_signed, most_strangers
 
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("::1/128"))
 
@@ -89,10 +90,30 @@ async def test_there_is_a_limit_for_all_addresses_together():
         assert [scope.cancel_called for scope in scopes] == [True, True, False, False, False]
 
 
-def test_who_was_vouched_for_needs_no_place():
-    strangers = Strangers(per_address=1, in_all=1)
-    with strangers.among("", trio.CancelScope()), strangers.among("", trio.CancelScope()):
-        assert len(strangers) == 0
+async def test_signed_sockets_have_places_of_their_own_and_the_oldest_makes_room():
+    strangers = Strangers(per_address=1, in_all=1, signed=3)
+    scopes = [trio.CancelScope() for _ in range(5)]
+    with ExitStack() as waiting:
+        for scope in scopes[:4]:
+            waiting.enter_context(strangers.among("", scope))
+        waiting.enter_context(strangers.among("one", scopes[4]))
+
+        assert [scope.cancel_called for scope in scopes] == [True, False, False, False, False]
+        assert len(strangers) == 4
+    assert len(strangers) == 0
+
+
+@pytest.mark.parametrize("max_calls", [1, 600, 5_000])
+@pytest.mark.parametrize("descriptors", [None, 300, 4_096, 2**20])
+async def test_no_burst_of_calls_is_too_many_signed_sockets_at_once(descriptors, max_calls):
+    strangers = Strangers(signed=most_signed(descriptors, max_calls))
+    calls = min(max_calls, fitting_calls(descriptors, 0, records_calls=False))
+    scopes = [trio.CancelScope() for _ in range(int(calls))]
+    with ExitStack() as waiting:
+        for scope in scopes:
+            waiting.enter_context(strangers.among("", scope))
+
+    assert not any(scope.cancel_called for scope in scopes)
 
 
 @pytest.mark.parametrize(

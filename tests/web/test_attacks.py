@@ -21,6 +21,7 @@ from benchmarks.load.doors import IGNORED, PINGS
 from benchmarks.load.stranger import CONNECTED, UPGRADE, frame
 from server.hooks import sockets
 from server.serving import single as serving_module
+from server.switchboard.strangers import Strangers
 from server.web.http_request import LONGEST_BODIES, MAX_BODY_BYTES
 from tests.support.raw_connections import connection
 from tests.support.serving import (
@@ -469,6 +470,23 @@ async def test_a_strict_server_opens_no_socket_that_the_carrier_has_not_signed()
         signed = stream_signature(server)
         async with connect(server.stream_url, proxy=None, additional_headers=signed) as socket:
             assert socket.state.name == "OPEN"
+
+
+async def test_a_captured_signature_of_a_stream_is_not_good_for_any_number_of_sockets():
+    async with serving() as server, AsyncExitStack() as sockets:
+        server.service.calls.strangers = Strangers(signed=2)
+        signed = stream_signature(server)
+        opened = [
+            await sockets.enter_async_context(
+                connect(server.stream_url, proxy=None, additional_headers=signed)
+            )
+            for _ in range(3)
+        ]
+        code, _ = await closing_of(opened[0])
+        record = await server.finished((await server.make_call("5550103")).json()["call_sid"])
+
+    assert code == 1008
+    assert record["reason"] == "caller-hung-up"
 
 
 async def test_a_simulated_call_passes_a_strict_server():
