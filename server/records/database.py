@@ -124,8 +124,7 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.is_shared = True
         """Whether several threads may use it at the same time."""
-        arguments: dict[str, Any] = {}
-        options: dict[str, Any] = {}
+        arguments, options = dict[str, Any](), dict[str, Any]()
         if url.get_backend_name() == "sqlite":
             arguments["timeout"] = LOCK_TIMEOUT_S
             if url.database in (None, "", ":memory:"):
@@ -135,8 +134,7 @@ class Database:
                 arguments["check_same_thread"] = False
         elif url.get_backend_name() == "postgresql":
             arguments["connect_timeout"] = int(LOCK_TIMEOUT_S)
-            # A server that has gone without a word does not keep a thread for hours (libpq,
-            # "Connection Parameters").
+            # A server that has gone without a word does not keep a thread for hours.
             arguments |= {"tcp_user_timeout": int(1000 * UNHEARD_TIMEOUT_S)}
             arguments |= {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
             options["pool_pre_ping"] = True
@@ -147,13 +145,10 @@ class Database:
             # Of one setting that is there twice the later counts: theirs.
             arguments["options"] = " ".join((timeout, *url.normalized_query.get("options", ())))
         self._url = url
-        self._engine = sql.create_engine(
-            url, connect_args=arguments, hide_parameters=True, **options
-        )
-        self._generation = 0
-        self._ready = False
-        self._opening = threading.Lock()
-        self._counting = threading.Lock()
+        options |= {"connect_args": arguments, "hide_parameters": True}
+        self._engine = sql.create_engine(url, **options)
+        self._generation, self._ready = 0, False
+        self._opening, self._counting = threading.Lock(), threading.Lock()
         self._users = 0
         self._closed = False
         self._checked_out: set[Any] = set()  # the drivers' own connections
@@ -440,7 +435,7 @@ class Database:
             return [dict(row._mapping) for row in connection.execute(query, facts)]
 
     def delete_before(self, created_at: float, most: int) -> int:
-        """Delete so many of the records older than this; returns how many that were."""
+        """Delete so many of the older records; returns how many that were."""
         return self.delete_piece(statements.OLD_CALLS, created_at, most)
 
     def forget_deleted(self) -> None:
@@ -481,8 +476,7 @@ class Database:
         """Delete so much at most, in one transaction; less is all that there is for us."""
         self.open()
         with self._engine.begin() as connection:
-            facts = {"before": before, "most": most}
-            return connection.execute(statement, facts).rowcount
+            return connection.execute(statement, {"before": before, "most": most}).rowcount
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -512,8 +506,8 @@ def _rank_there(there: sql.Row[Any]) -> tuple[int, bool]:
 
 def _is_of_another(record: Mapping[str, Any], there: sql.Row[Any]) -> bool:
     """Whether a record is of a call that was begun a second time by the name of an older one."""
-    is_same_owner: bool = _generation(record) == there.generation
-    return is_same_owner and float(record["created_at"]) != float(there.created_at)
+    same = _generation(record) == int(there.generation)
+    return same and float(record["created_at"]) != float(there.created_at)
 
 
 def _hang_up(connection: Any) -> None:

@@ -368,6 +368,8 @@ class Recordings:
                     if recorder.ended_at is None:
                         recorder.end(now)
                 await self._write(is_last_time=True)
+                async with self._writer:  # a thread may still be at what was taken before
+                    pass
             raise
 
     async def sweep(self) -> None:
