@@ -265,7 +265,6 @@ class Accounts:
             transfer_context=account.transfer_context,
             apology=account.apology,
             ring_timeout_s=settings.ring_timeout_s,
-            max_duration_s=settings.max_call_duration_s,
             process=process,
             is_there=partial(cluster.is_heard_of, within_s=settings.lease_s),
         )

@@ -184,8 +184,7 @@ class Settings(BaseSettings):
     pauses."""
     idempotency_ttl_s: Annotated[float, Field(gt=0, le=MOST)] = 86_400.0
     """How long the answer to an Idempotency-Key is given again."""
-    max_call_duration_s: Annotated[float, Field(gt=0, le=14_400)] = 3_600.0
-    """Twilio's own limit is four hours."""
+    max_call_duration_s: Annotated[float, Field(gt=0, le=values.LONGEST_CALL_S)] = 3_600.0
     ring_timeout_s: Annotated[int, Field(ge=5, le=600)] = 60
     prewarm: bool = True
     """Open the model session and make the greeting while the phone rings."""

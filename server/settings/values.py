@@ -11,6 +11,9 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+LONGEST_CALL_S = 14_400.0
+"""No call may be set to last longer: Twilio's own limit is four hours."""
+
 WEBHOOK_PATHS = (
     "/twiml",
     "/call-status",

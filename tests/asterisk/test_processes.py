@@ -329,7 +329,6 @@ async def test_asterisk_refuses_a_second_call_of_a_name_where_no_events_are_hear
             transfer_context="offhook-transfer",
             apology="sound:offhook-apology",
             ring_timeout_s=30.0,
-            max_duration_s=60.0,
         )
         async with carrier, open_phone(pbx.sip, port=pbx.callee_port):
             placed = await carrier.place_call(THEM, ticket="tick", max_duration_s=60.0)

@@ -93,7 +93,6 @@ def carrier_of(pbx: FakeAri, process: str = "", **settings: object) -> AsteriskC
         "transfer_context": "offhook-transfer",
         "apology": "sound:sorry",
         "ring_timeout_s": 30.0,
-        "max_duration_s": 600.0,
     }
     return AsteriskCarrier(ari, **facts | settings, process=process)
 
@@ -164,7 +163,7 @@ async def test_a_call_that_comes_in_is_answered_and_has_an_end_at_asterisk(pbx):
     (asked,) = await desk.is_told(VoiceRequest)
     assert (asked.number, asked.called) == ("+15005550100", "+15005550006")
     assert asked.headers == {"X-Agent": "sales"}
-    assert pbx.variables[IN] == {"TIMEOUT(absolute)": "660"}
+    assert pbx.variables[IN] == {"TIMEOUT(absolute)": "14460"}  # no agent may have more
     assert [one.status for one in updates] == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
 
 
@@ -283,7 +282,7 @@ async def test_a_call_is_placed_answered_and_gets_its_stream(pbx):
         await pbx.until(lambda: talks(pbx, call))
 
     assert desk.statuses == [CallStatus.IN_PROGRESS]
-    assert pbx.variables[call] == {"TIMEOUT(absolute)": "120", "OFFHOOK_APP": "offhook"}
+    assert pbx.variables[call] == {"TIMEOUT(absolute)": "150", "OFFHOOK_APP": "offhook"}
 
 
 @pytest.mark.parametrize("status", [0, 500, 503])
@@ -1031,7 +1030,7 @@ async def test_a_refused_transfer_leaves_the_call_as_it_was(pbx, status):
 
     assert failed.value.status == status
     assert goes_on
-    assert limit_s == "660"
+    assert limit_s == "14460"
 
 
 @pytest.mark.parametrize("status", [0, 500])

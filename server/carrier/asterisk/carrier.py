@@ -45,6 +45,7 @@ from server.carrier.asterisk.stream import AsteriskMediaStream
 from server.carrier.transport import Transport
 from server.carrier.webhooks import Desk
 from server.errors import CallNotInProgress, CarrierError, ConfigurationError
+from server.settings.values import LONGEST_CALL_S
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,7 +59,9 @@ AGAIN_S = (0.5, 2.0, 5.0)
 TOLD_S = 1.0
 """What has come, or gone, just when we asked is told by then."""
 OVERTIME_S = 60.0
-"""Asterisk itself ends a call that lasts so much longer than it may, should nobody here do it."""
+"""Asterisk itself ends a call that lasts so much longer than it may, should nobody here do it.
+
+Of one that was not placed here that is not known: it depends on the agent, so it is the most."""
 STATES = {"Up": CallStatus.IN_PROGRESS, "Ringing": CallStatus.RINGING, "Ring": CallStatus.RINGING}
 """Of a channel; in any other it has only begun."""
 
@@ -79,7 +82,6 @@ class AsteriskCarrier:
         transfer_context: Where the dialplan dials whom a caller is transferred to.
         apology: The recording that is played where a call has failed, as ARI names it.
         ring_timeout_s: How long a phone rings before the call is given up as no-answer.
-        max_duration_s: The longest that a call which comes in may last.
         process: This process's name, which media streams show as ``process``; empty if it is alone.
         is_there: Says whether there is a process of a name; None if that is not known now.
     """
@@ -98,7 +100,6 @@ class AsteriskCarrier:
         transfer_context: str,
         apology: str,
         ring_timeout_s: float,
-        max_duration_s: float,
         process: str = "",
         is_there: Callable[[str], bool | None] = lambda process: False,
     ) -> None:
@@ -122,7 +123,7 @@ class AsteriskCarrier:
             law=law,
             apology=apology,
             process=process,
-            longest_s=max_duration_s + OVERTIME_S,
+            longest_s=LONGEST_CALL_S + OVERTIME_S,
         )
 
         def is_served(one: str) -> bool | None:
@@ -336,6 +337,7 @@ class AsteriskCarrier:
 
     async def _originate(self, leg: Leg, number: str, max_duration_s: float) -> None:
         caller: dict[str, str] = {"callerId": self._number} if self._number else {}
+        longest_s = self._ring_timeout_s + max_duration_s + OVERTIME_S  # it counts from the dial
         is_unknown = False
         for left in reversed(range(DIAL_TRIES)):
             try:
@@ -346,7 +348,7 @@ class AsteriskCarrier:
                     channelId=leg.call_sid,
                     timeout=math.ceil(self._ring_timeout_s),
                     variables={
-                        LIMIT_VARIABLE: str(math.ceil(max_duration_s + OVERTIME_S)),
+                        LIMIT_VARIABLE: str(math.ceil(longest_s)),
                         APP_VARIABLE: self._app,
                     },
                     **caller,

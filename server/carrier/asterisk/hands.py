@@ -82,7 +82,7 @@ class Hands:
         law: ``ulaw`` or ``alaw``.
         apology: The recording that is played where a call has failed, as ARI names it.
         process: This process's name, which media streams show as ``process``; empty if it is alone.
-        longest_s: When Asterisk itself ends a call that comes in.
+        longest_s: When Asterisk itself ends a call that comes in, or was another process's.
     """
 
     def __init__(
