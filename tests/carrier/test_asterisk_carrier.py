@@ -384,7 +384,7 @@ async def test_a_call_of_ours_that_is_answered_though_it_was_given_up_is_ended(p
         await pbx.tell("offhook", "StasisStart", "offhook-late", args=[])
         await pbx.until(lambda: not pbx.channels)
 
-    assert [type(one) for one in desk.told] == [ResumeRequest]
+    assert [type(one) for one in desk.told] == [StatusUpdate, ResumeRequest]
 
 
 # -- between processes ---------------------------------------------------------------------
@@ -404,15 +404,16 @@ async def test_a_call_that_is_taken_over_goes_on_and_nobody_is_asked(pbx, call):
             (theirs,) = media_of(pbx, call)
             await survivor.reconnect(call, "tock")
             await pbx.until(lambda: talks(pbx, call) and theirs not in pbx.channels)
-            await first.is_told(StatusUpdate, 2 if call == IN else 1)
+            await first.is_told(StatusUpdate, 2)
         (media,) = media_of(pbx, call)
         await pbx.ends(call)
         await pbx.until(lambda: not pbx.channels and not pbx.bridges)
-        (over,) = await second.is_told(StatusUpdate)
+        *before, over = await second.is_told(StatusUpdate, 1 if call == IN else 2)
 
     assert pbx.variables[media] == {"OFFHOOK_CALL": call, "OFFHOOK_TICKET": "tock"}
-    assert [type(one) for one in second.told] == [StatusUpdate]
-    assert over.status is CallStatus.COMPLETED
+    assert [type(one) for one in second.told] == [StatusUpdate] * (1 if call == IN else 2)
+    assert {one.status for one in before} <= {CallStatus.IN_PROGRESS}
+    assert (over.status, dict(over.facts)) == (CallStatus.COMPLETED, {})
     assert not [one for one in first.told if isinstance(one, ResumeRequest)]
 
 
@@ -450,7 +451,21 @@ async def test_a_phone_that_rings_when_its_process_goes_is_answered_by_another(p
         (media,) = media_of(pbx, call)
 
     assert pbx.variables[media]["OFFHOOK_TICKET"] == "tock"
-    assert desk.told == [StatusUpdate(call, CallStatus.IN_PROGRESS, 1)]
+    assert desk.told == [StatusUpdate(call, CallStatus.IN_PROGRESS, 3)]
+
+
+async def test_a_phone_that_rings_for_one_of_our_name_gets_its_stream_when_it_is_answered(pbx):
+    async with hearing(pbx, Desk(ANSWERS), "1") as carrier:
+        call = await place(carrier)
+    desk = Desk()  # what it is asked about is under way already
+    async with hearing(pbx, desk, "1") as carrier:
+        await carrier.reconnect(call, "tock")
+        had_stream = media_of(pbx, call)
+        await pbx.answers(call)
+        await pbx.until(lambda: talks(pbx, call))
+
+    assert had_stream == []
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
 
 
 async def test_a_phone_that_was_answered_while_it_was_taken_over_is_fetched(pbx, quick_looks):

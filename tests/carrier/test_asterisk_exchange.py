@@ -7,6 +7,7 @@ import json
 import pytest
 import structlog.testing
 
+from server.call.report.progress import Progress
 from server.carrier import (
     MAX_CALL_SID_CHARS,
     CallStatus,
@@ -83,7 +84,7 @@ def test_an_inbound_call_is_asked_about_and_answered_with_a_stream():
     assert asked == [Tell(VoiceRequest(CALL, "+15005550100", begins=True))]
     assert asked[0].asks
     assert answered == [Answer(CALL), OpenStream(CALL, MEDIA, "tick"), Limit(CALL)]
-    assert told(up) == [StatusUpdate(CALL, CallStatus.IN_PROGRESS, 1)]
+    assert told(up) == [StatusUpdate(CALL, CallStatus.IN_PROGRESS, 3)]
     assert there == [Join(CALL, MEDIA)]
 
 
@@ -112,11 +113,11 @@ def test_a_call_that_the_dialplan_has_answered_is_known_to_be_and_not_answered_a
     over = exchange.found(CALL, None, 14.4)
 
     assert told(asked) == [
-        StatusUpdate(CALL, CallStatus.IN_PROGRESS, 1),
+        StatusUpdate(CALL, CallStatus.IN_PROGRESS, 3),
         VoiceRequest(CALL, "+15005550100", begins=True),
     ]
     assert begun == [OpenStream(CALL, MEDIA, "tick"), Limit(CALL)]
-    assert told(over) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "5"})]
+    assert told(over) == [StatusUpdate(CALL, CallStatus.COMPLETED, 4, {"duration_s": "5"})]
 
 
 def test_an_answered_call_that_no_other_process_takes_is_still_answered():
@@ -124,7 +125,7 @@ def test_an_answered_call_that_no_other_process_takes_is_still_answered():
 
     asked = exchange.take(event("ApplicationMoveFailed", CALL, args=["given"]), 9.0)
 
-    assert told(asked)[0] == StatusUpdate(CALL, CallStatus.IN_PROGRESS, 1)
+    assert told(asked)[0] == StatusUpdate(CALL, CallStatus.IN_PROGRESS, 3)
     assert exchange.legs[CALL].answered_at == 9.0
 
 
@@ -145,8 +146,8 @@ def test_a_call_of_ours_rings_is_answered_and_gets_its_stream():
     up = exchange.take(event("ChannelStateChange", OURS), 3.0)
     there = exchange.take(event("StasisStart", OURS), 3.0)
 
-    assert told(ringing) == [StatusUpdate(OURS, CallStatus.RINGING, 1)]
-    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 2)]
+    assert told(ringing) == [StatusUpdate(OURS, CallStatus.RINGING, 2)]
+    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 3)]
     assert there == [OpenStream(OURS, OUR_MEDIA, "tick")]
 
 
@@ -169,7 +170,7 @@ def test_a_call_that_nobody_takes_ends_as_what_it_was(word, cause, status):
 
     steps = exchange.take(event("ChannelDestroyed", OURS, cause=cause, tech_cause=486), 2.0)
 
-    assert told(steps) == [StatusUpdate(OURS, status, 1, {"sip_response_code": "486"})]
+    assert told(steps) == [StatusUpdate(OURS, status, 4, {"sip_response_code": "486"})]
     assert exchange.legs == {}
 
 
@@ -183,7 +184,7 @@ def test_a_caller_who_hangs_up_leaves_nothing_behind():
 
     assert left == [Look(CALL)]
     assert steps[0] == Drop(MEDIA)
-    assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "7"})]
+    assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 4, {"duration_s": "7"})]
     assert media_over == again == []
     assert exchange.legs == {}
 
@@ -370,7 +371,7 @@ def test_a_call_of_ours_that_was_answered_unheard_gets_its_stream():
     told_late = exchange.take(event("StasisStart", OURS), 20.1)
 
     assert doubtful == [OURS]
-    assert told(steps) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 1)]
+    assert told(steps) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 3)]
     assert steps[1:] == [OpenStream(OURS, OUR_MEDIA, "tick")]
     assert told_late == []
 
@@ -399,7 +400,7 @@ def test_last_words_whose_end_was_missed_end_the_call():
 def test_a_call_that_is_gone_is_over():
     steps = talking().found(CALL, None, 20.0)
 
-    assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "10"})]
+    assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 4, {"duration_s": "10"})]
 
 
 def test_a_call_that_is_gone_before_its_end_is_told_ends_as_is_told_then():
@@ -411,7 +412,7 @@ def test_a_call_that_is_gone_before_its_end_is_told_ends_as_is_told_then():
     later = exchange.found(OURS, None, 21.0, has_waited=True)
 
     assert steps == [Gone(OURS)]
-    assert told(ended) == [StatusUpdate(OURS, CallStatus.BUSY, 1, {})]
+    assert told(ended) == [StatusUpdate(OURS, CallStatus.BUSY, 4, {})]
     assert later == []
 
 
@@ -422,7 +423,7 @@ def test_a_call_that_is_gone_and_nothing_is_told_of_its_end_has_failed():
     exchange.found(OURS, None, 20.0)
     later = exchange.found(OURS, None, 21.0, has_waited=True)
 
-    assert told(later) == [StatusUpdate(OURS, CallStatus.FAILED, 1, {})]
+    assert told(later) == [StatusUpdate(OURS, CallStatus.FAILED, 4, {})]
     assert exchange.legs == {}
 
 
@@ -451,7 +452,7 @@ def test_a_phone_that_rings_gets_its_stream_only_when_it_is_answered():
     up = exchange.take(event("StasisStart", OURS), 24.0)
 
     assert steps == []
-    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 1)]
+    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 3)]
     assert OpenStream(OURS, OUR_MEDIA, "tick") in up
 
 
@@ -474,11 +475,38 @@ def test_a_phone_that_another_process_has_had_dialled_is_fetched_when_it_is_answ
     was_expected = exchange.expected("offhook-0")
     here = exchange.take(event("StasisStart", OURS), 24.1)
 
-    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 1)]
+    assert told(up) == [StatusUpdate(OURS, CallStatus.IN_PROGRESS, 3)]
     assert up[1:] == [Fetch(OURS)]
     assert was_expected
     assert here == [OpenStream(OURS, OUR_MEDIA, "tick")]
     assert not exchange.expected("offhook-0")
+
+
+async def test_an_answer_is_news_whoever_has_told_before_that_the_phone_rings(
+    autojump_clock,
+):
+    first, second, progress = Exchange(), Exchange(), Progress()
+    for number in range(5):
+        call = f"offhook-{number}"
+        first.dial(call, "tick")
+        (rings,) = told(first.take(event("ChannelStateChange", call, "Ringing"), 1.0))
+    progress.go_on(rings.status, rings.sequence_number)
+    second.await_answer("offhook-4", "tock", "offhook-0")
+
+    (up,) = told(second.take(event("ChannelStateChange", "offhook-4"), 24.0))
+
+    assert progress.update(up)
+    assert progress.status is CallStatus.IN_PROGRESS
+
+
+@pytest.mark.parametrize("call", [CALL, OURS])
+def test_since_when_a_call_lasts_that_was_taken_over_is_not_told(call):
+    exchange = Exchange()
+    exchange.adopt(call, 20.0)
+
+    over = exchange.take(event("ChannelDestroyed", call, cause=16), 24.0)
+
+    assert told(over) == [StatusUpdate(call, CallStatus.COMPLETED, 4)]
 
 
 @pytest.mark.parametrize("word", ["BUSY", "NOANSWER"])
@@ -526,7 +554,7 @@ def test_a_call_that_another_process_has_taken_is_let_go_of():
 
     assert left == [Look(CALL)]
     assert media_over == [Drop(MEDIA)]
-    assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 2, {"duration_s": "8"})]
+    assert told(steps) == [StatusUpdate(CALL, CallStatus.COMPLETED, 4, {"duration_s": "8"})]
     assert exchange.legs == {}
 
 
@@ -558,7 +586,10 @@ def test_a_call_of_ours_that_is_not_known_is_never_taken_for_one_that_comes_in()
 
     steps = exchange.take(event("StasisStart", OURS), 20.0)
 
-    assert steps == [Tell(ResumeRequest(OURS))]
+    assert told(steps) == [
+        StatusUpdate(OURS, CallStatus.IN_PROGRESS, 3),
+        ResumeRequest(OURS),
+    ]
     assert exchange.do(OURS, EndCall()) == [HangUp(OURS)]
 
 
@@ -641,7 +672,7 @@ def test_of_calls_that_are_over_nothing_is_kept():
         exchange.do(call, ConnectStream("tick"))
         exchange.take(event("ChannelDestroyed", call), 10.0)
 
-    assert exchange == Exchange(_reports=3)
+    assert exchange == Exchange()
 
 
 def test_every_stream_has_a_bridge_of_its_own():

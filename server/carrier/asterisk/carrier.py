@@ -388,10 +388,18 @@ class AsteriskCarrier:
         try:
             if not await self._hands.has(call_sid):
                 await self._hands.move_here(call_sid)
+            if call_sid.startswith(CALL_PREFIX):
+                await self._check_answered(call_sid)
         except BaseException:
             self._exchange.forget(call_sid)
             raise
         return True
+
+    async def _check_answered(self, call_sid: str) -> None:
+        channel = await self._hands.look(call_sid)
+        if channel is None or channel.state != "Up":  # our app hears of a phone that rings, too
+            raise CallNotInProgress("nobody has answered it", status=409)
+        self._do_later(self._exchange.taken_over(call_sid))
 
     async def _is_in_hand(self, call_sid: str) -> bool:
         """Whether a call is for us to end: not one that talks with somebody else, or has gone."""

@@ -105,6 +105,8 @@ class Leg:
     is_heard_of: bool = False
     """Asterisk has told something of the call."""
     answered_at: float | None = None
+    is_taken_over: bool = False
+    """It was answered before it was known here: since when it lasts cannot be told."""
     dial_status: str = ""
     media_id: str = ""
     """The channel of its stream; empty if it has none, or that is not wanted any more."""
@@ -139,7 +141,6 @@ class Exchange:
 
     mark: str = ""
     legs: dict[str, Leg] = field(default_factory=dict)
-    _reports: int = 0
 
     # -- what we do ------------------------------------------------------------------------
 
@@ -163,7 +164,15 @@ class Exchange:
         if (leg := self.legs.get(call_sid)) is None:
             is_outbound = call_sid.startswith(CALL_PREFIX)
             leg = self.legs[call_sid] = Leg(call_sid, is_outbound=is_outbound, answered_at=now)
+            leg.is_taken_over = now is not None
         return leg
+
+    def taken_over(self, call_sid: str) -> list[Step]:
+        """A call was adopted; that whoever is called has answered may have been told to nobody."""
+        leg = self.legs.get(call_sid)
+        if leg is None or not leg.is_outbound or leg.answered_at is None:
+            return []
+        return [_status(call_sid, CallStatus.IN_PROGRESS)]
 
     def await_answer(self, call_sid: str, ticket: str, app: str) -> None:
         """A phone rings that a process which is gone has had dialled.
@@ -353,7 +362,7 @@ class Exchange:
 
     def _left_behind(self, call_sid: str, answered_at: float | None) -> list[Step]:
         self.adopt(call_sid, answered_at)
-        return [Tell(ResumeRequest(call_sid))]
+        return [*self.taken_over(call_sid), Tell(ResumeRequest(call_sid))]
 
     def doubtful(self, before: Iterable[str], there: set[str]) -> list[str]:
         """The calls of which something may have been missed that the lists do not tell."""
@@ -459,7 +468,7 @@ class Exchange:
         if leg.answered_at is not None:
             return []
         leg.answered_at = now
-        return [self._status(leg.call_sid, CallStatus.IN_PROGRESS)]
+        return [_status(leg.call_sid, CallStatus.IN_PROGRESS)]
 
     def _changed(self, channel: Channel, now: float) -> list[Step]:
         leg = self.legs.get(channel.id)
@@ -470,7 +479,7 @@ class Exchange:
             steps = self._answered(leg, now)
             return [*steps, Fetch(channel.id)] if steps and leg.left_app else steps
         if channel.state == "Ringing" and leg.is_outbound:
-            return [self._status(leg.call_sid, CallStatus.RINGING)]
+            return [_status(leg.call_sid, CallStatus.RINGING)]
         return []
 
     def _left(self, name: str) -> list[Step]:
@@ -517,15 +526,15 @@ class Exchange:
         return [*_without_stream(leg), self._over(leg, status, facts, now)]
 
     def _over(self, leg: Leg, status: CallStatus, facts: Mapping[str, str], now: float) -> Tell:
-        if leg.answered_at is not None:
+        if leg.answered_at is not None and not leg.is_taken_over:
             facts = {"duration_s": str(max(0, round(now - leg.answered_at))), **facts}
-        return self._status(leg.call_sid, status, facts)
+        return _status(leg.call_sid, status, facts)
 
-    def _status(
-        self, call_sid: str, status: CallStatus, facts: Mapping[str, str] | None = None
-    ) -> Tell:
-        self._reports += 1
-        return Tell(StatusUpdate(call_sid, status, self._reports, facts or {}))
+
+def _status(call_sid: str, status: CallStatus, facts: Mapping[str, str] | None = None) -> Tell:
+    # Numbered so that it is in order whoever tells it: one that takes a call over knows no other's
+    # count.
+    return Tell(StatusUpdate(call_sid, status, status.progress, facts or {}))
 
 
 def _without_stream(leg: Leg) -> list[Step]:
