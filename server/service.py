@@ -67,6 +67,8 @@ that was kept open has been closed."""
 
 ASK_AGAIN_S, ASKS = 2.0, 150
 """While the registry is away: how often it is asked whose a call is, and how many times."""
+LOOKS = 5
+"""How many times it is looked at once whose a call is that others take just then."""
 
 
 class Streams(Protocol):
@@ -272,11 +274,18 @@ class Service:
                 return None
         elif cluster.are_several:
             try:
-                holding = await cluster.registry.owner(call_sid)
-                if holding is not None and holding.member != cluster.me:
-                    if not cluster.is_gone(holding.member):
+                for _ in range(LOOKS):
+                    if (holding := await cluster.registry.owner(call_sid)) is None:
+                        break
+                    if holding.member == cluster.me:
+                        if rescue.is_here(call_sid, holding.generation):
+                            break
+                    elif not cluster.is_gone(holding.member):
                         return None
-                    await rescue.take(call_sid, holding)
+                    if await rescue.take(call_sid, holding) is not None:
+                        break
+                else:
+                    raise RegistryAway("who has this call changes all the time")
             except CallLost as lost:
                 is_orphan = not lost.has_ended
             except CallRefused as reason:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
+import msgspec
 import pytest
 import trio
 
 from server import service as services
 from server.carrier import CallStatus, ResumeRequest, StatusUpdate, VoiceRequest
 from server.carrier.webhooks import ConnectStream, EndCall, PassOn, RefuseCall, SayAndEndCall
-from server.cluster.registry import Holding, Member
+from server.cluster.registry import Holding, Member, Seized
 from server.dialogue.endings import EndReason
+from tests.call.test_call_state import state
 from tests.support.nodes import Store, two_nodes
 from tests.support.serving import Server, serving
 
@@ -100,6 +104,71 @@ async def test_a_call_whose_process_has_left_nothing_gets_an_apology(monkeypatch
         answer = await first.service.take_report(ResumeRequest(CALL))
 
     assert isinstance(answer, SayAndEndCall)
+
+
+GONE = Member("z", 1)
+
+
+def left(store: Store, **differences: object) -> None:
+    """A process that is gone has left a call that goes on."""
+    now = time.time()
+    talked = {
+        **{"kept_at": now, "created_at": now, "answered_at": now, "ends_at": now + 3600.0},
+        **{"away": None, "machine": None, "tools": ()},
+    }
+    store.states[CALL] = msgspec.structs.replace(state(), **(talked | differences)).encode()
+    store.calls[CALL] = Holding(GONE, 1)
+
+
+def can_tell_who_is_gone(monkeypatch, server: Server) -> None:
+    monkeypatch.setattr(server.service.rescue.lookout, "has_settled", lambda: True)
+
+
+async def test_a_call_that_another_takes_from_one_that_is_gone_is_left_to_it(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        left(store)
+        can_tell_who_is_gone(monkeypatch, first)
+        registry = first.service.cluster.registry
+        seize = registry.seize
+
+        async def too_late(call_sid: str, holding: Holding) -> Seized | None:
+            store.calls[call_sid] = Holding(second.service.cluster.me, 2)
+            return await seize(call_sid, holding)
+
+        monkeypatch.setattr(registry, "seize", too_late)
+        answer = await first.service.take_report(ResumeRequest(CALL))
+
+    assert answer is None
+
+
+async def test_a_call_that_has_come_to_be_ours_without_our_being_told_goes_on_here(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        left(store)
+        can_tell_who_is_gone(monkeypatch, first)
+        store.calls[CALL] = Holding(first.service.cluster.me, 2)
+        answer = await first.service.take_report(ResumeRequest(CALL))
+
+    assert isinstance(answer, ConnectStream)
+
+
+async def test_a_call_that_somebody_else_takes_all_the_time_is_never_ended_here(monkeypatch):
+    monkeypatch.setattr(services, "ASK_AGAIN_S", 0.0)
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        left(store)
+        can_tell_who_is_gone(monkeypatch, first)
+
+        async def too_late(call_sid: str, holding: Holding) -> Seized | None:
+            await trio.lowlevel.checkpoint()
+            return None
+
+        monkeypatch.setattr(first.service.cluster.registry, "seize", too_late)
+        with trio.fail_after(60):
+            answer = await first.service.take_report(ResumeRequest(CALL))
+
+    assert answer is None
 
 
 async def test_a_call_that_has_ended_here_is_over_though_another_that_is_gone_had_it_before(
