@@ -221,7 +221,7 @@ class Service:
                     return PassOn(other)
                 return await self.begin_call(report)
             case VoiceRequest(begins=True) | ResumeRequest():
-                return await self._go_on(report.call_sid)
+                return await self._go_on(report)
             case VoiceRequest():
                 return await calls.go_on(report, self.agent)
             case StatusUpdate():
@@ -234,7 +234,7 @@ class Service:
                 calls.update_transfer(report)
             case TransferUpdate():
                 if not is_live and self.cluster.are_several:  # nobody has it who could have it back
-                    return await self._go_on(report.call_sid)
+                    return await self._go_on(report)
                 return calls.update_transfer(report)
         return None
 
@@ -243,16 +243,17 @@ class Service:
         name = self.cluster.new_calls.choose() if self.cluster.are_several else None
         return None if name == self.cluster.me.name else name
 
-    async def _go_on(self, call_sid: str) -> Reply | None:
+    async def _go_on(self, asked: Report) -> Reply | None:
         """How a call goes on whose stream has ended, or that somebody here has left behind; None
         where another process has it, or may take it yet.
 
         Its carrier asks once. So while nobody can say whose it is, a call that has ended here is
         over, and another's is asked about again.
         """
+        call_sid = asked.call_sid
         for left in reversed(range(ASKS)):
             try:
-                return await self._go_on_if_ours(call_sid)
+                return await self._go_on_if_ours(asked)
             except RegistryAway as reason:
                 if self.calls.register.has_ended(call_sid):
                     return self.calls.register.end_of(call_sid)
@@ -261,14 +262,10 @@ class Service:
                 await trio.sleep(ASK_AGAIN_S)
         return None
 
-    async def _go_on_if_ours(self, call_sid: str) -> Reply | None:
-        """How a call goes on, as :meth:`_go_on`.
-
-        Raises:
-            RegistryAway: Nobody can say whose it is.
-        """
+    async def _go_on_if_ours(self, asked: Report) -> Reply | None:
+        """How a call goes on; raises RegistryAway where nobody can say whose it is."""
         cluster, rescue, calls = self.cluster, self.rescue, self.calls
-        is_orphan = False
+        call_sid, is_orphan = asked.call_sid, False
         if cluster.are_several and calls.register.get_live(call_sid) is not None:
             if not await rescue.is_ours(call_sid):
                 return None
@@ -291,6 +288,8 @@ class Service:
             except CallRefused as reason:
                 logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
                 return None
+        if isinstance(asked, TransferUpdate) and calls.register.get_live(call_sid) is not None:
+            return calls.update_transfer(asked)
         return await calls.resume(call_sid, self.agent, is_orphan=is_orphan)
 
     async def begin_call(self, asked: VoiceRequest, *, generation: int = 1) -> Reply:

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from server import service as services
-from server.carrier import CallStatus, ResumeRequest, StatusUpdate, VoiceRequest
+from server.call.takeover.state import AwayState
+from server.carrier import CallStatus, ResumeRequest, StatusUpdate, TransferUpdate, VoiceRequest
 from server.carrier.webhooks import ConnectStream, EndCall, PassOn, RefuseCall, SayAndEndCall
 from server.cluster.registry import Holding, Member, Seized
 from server.dialogue.endings import EndReason
@@ -151,6 +152,23 @@ async def test_a_call_that_has_come_to_be_ours_without_our_being_told_goes_on_he
         answer = await first.service.take_report(ResumeRequest(CALL))
 
     assert isinstance(answer, ConnectStream)
+
+
+@pytest.mark.parametrize("is_sure", [True, False])
+async def test_a_caller_who_comes_back_to_whoever_takes_the_call_over_then_goes_on(
+    monkeypatch, is_sure
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, _):
+        left(store, away=AwayState("sales", "+15005550123", is_sure=is_sure))
+        can_tell_who_is_gone(monkeypatch, first)
+        answer = await first.service.take_report(
+            TransferUpdate(CALL, CallStatus.BUSY, wants_document=True)
+        )
+        call = first.service.calls.register.get_live(CALL)
+
+    assert isinstance(answer, ConnectStream)
+    assert call is not None
 
 
 async def test_a_call_that_somebody_else_takes_all_the_time_is_never_ended_here(monkeypatch):
