@@ -1031,6 +1031,79 @@ async def test_a_transferred_call_lasts_as_long_as_it_likes(pbx):
     assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
 
 
+async def test_a_transfer_that_is_answered_before_we_are_leaves_the_caller_there(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier, trio.open_nursery() as nursery:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        (media,) = media_of(pbx, IN)
+        may_answer = trio.Event()
+        pbx.fails("POST", "/continue", status=200, is_done=True, until=may_answer)
+        with trio.CancelScope() as call:
+
+            async def be_told() -> None:
+                await pbx.until(lambda: pbx.sent_away)
+                who = {"caller": pbx.shown(IN), "peer": {"id": "1764.99", "state": "Up"}}
+                await pbx.tell("offhook", "Dial", dialstatus="ANSWER", **who)
+                await desk.is_told(TransferUpdate)
+                call.cancel()
+                may_answer.set()
+
+            nursery.start_soon(be_told)
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: media not in pbx.channels)
+        await pbx.ends(IN)
+        await desk.is_told(StatusUpdate, 2)
+
+    assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
+    assert desk.statuses[-1] is CallStatus.COMPLETED
+
+
+async def test_a_transfer_that_is_given_up_while_it_is_done_takes_the_stream_away(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier, trio.open_nursery() as nursery:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        may_answer = trio.Event()
+        pbx.fails("POST", "/continue", status=200, is_done=True, until=may_answer)
+        with trio.CancelScope() as call:
+
+            async def give_up() -> None:
+                await pbx.until(lambda: pbx.sent_away)
+                call.cancel()
+                may_answer.set()
+
+            nursery.start_soon(give_up)
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        left = media_of(pbx, IN)
+
+    assert left == []
+    assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
+
+
+async def test_a_transfer_that_is_given_up_before_it_is_done_leaves_the_call_as_it_was(pbx):
+    async with hearing(pbx, Desk(ANSWERS)) as carrier, trio.open_nursery() as nursery:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        (media,) = media_of(pbx, IN)
+        never = trio.Event()
+        pbx.fails("POST", "/variable", query="OFFHOOK_RING_S", status=200, until=never)
+        with trio.CancelScope() as call:
+
+            async def give_up() -> None:
+                await pbx.until(lambda: pbx.variables[IN]["TIMEOUT(absolute)"] == "0")
+                call.cancel()
+
+            nursery.start_soon(give_up)
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        limit_s = pbx.variables[IN]["TIMEOUT(absolute)"]
+        await carrier.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+
+    assert limit_s == "14460"
+    assert pbx.sent_away == []
+
+
 @pytest.mark.parametrize("status", [403, 500])
 async def test_a_refused_transfer_leaves_the_call_as_it_was(pbx, status):
     async with hearing(pbx, Desk({VoiceRequest: ConnectStream("tick")})) as carrier:

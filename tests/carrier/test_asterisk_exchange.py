@@ -236,6 +236,17 @@ def test_a_transfer_that_somebody_answers_is_told():
     assert told(answered) == [TransferUpdate(CALL, CallStatus.IN_PROGRESS, wants_document=False)]
 
 
+def test_that_the_stream_ends_of_a_caller_who_talks_with_somebody_else_is_no_news():
+    exchange = talking()
+    exchange.legs[CALL].is_away = True
+
+    answered = exchange.take(dial("ANSWER", caller=CALL, peer="1764.9"), 13.0)
+    ended = exchange.take(event("ChannelDestroyed", MEDIA), 13.1)
+
+    assert answered[0] == Drop(MEDIA)
+    assert ended == []
+
+
 @pytest.mark.parametrize(
     ("args", "status"),
     [

@@ -232,7 +232,7 @@ class AsteriskCarrier:
             CallNotInProgress: The call is over.
             CarrierError: Refused or not reached.
         """
-        await self._bring_here(call_sid)
+        await self._left.bring_here(call_sid)
         await self._do_now(self._exchange.say(call_sid))
 
     async def follow(self, call_sid: str) -> None:
@@ -273,7 +273,7 @@ class AsteriskCarrier:
             CarrierError: Refused or not reached; the stream goes on.
         """
         exchange = self._exchange
-        await self._bring_here(call_sid)
+        await self._left.bring_here(call_sid)
         if (leg := exchange.legs.get(call_sid)) is None:
             raise CallNotInProgress("the call is over", status=404)
         told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), APP_VARIABLE: self._app}
@@ -285,20 +285,17 @@ class AsteriskCarrier:
             # Two people who talk with each other may do so for as long as they like.
             await self._hands.limit(call_sid, 0.0)
             await self._hands.set(call_sid, told)
-            await self._ari.post(
-                *("channels", call_sid, "continue"),
-                context=self._transfer_context,
-                extension=number,
-                priority=1,
-            )
-        except CarrierError as error:
-            if not (error.outcome_unknown and await self._hands.has_left(call_sid)):
-                leg.is_away = False
-                if was_limited:
-                    leg.is_limited = True
+            # Who is called may answer before we are: then the call is over, and whoever asked is
+            # gone. A request has a deadline of its own.
+            with trio.CancelScope(shield=True):
+                await self._hands.send_away(call_sid, self._transfer_context, number)
+        except BaseException:
+            leg.is_away = False
+            if was_limited:
+                leg.is_limited = True
+                with trio.move_on_after(CLEAN_UP_S, shield=True):
                     await self._do_now([Limit(call_sid)])
-                raise
-        # Who is called may have answered already: then the call is over, and whoever asked is gone.
+            raise
         with trio.move_on_after(CLEAN_UP_S, shield=True):
             await self._do_now(exchange.take_stream(call_sid))
 
@@ -312,7 +309,7 @@ class AsteriskCarrier:
             CarrierError: Refused or not reached.
         """
         try:
-            is_others = await self._bring_here(call_sid)
+            is_others = await self._left.bring_here(call_sid)
         except CallNotInProgress:
             if not await self._left.await_answer(call_sid, ticket):
                 raise
@@ -378,28 +375,6 @@ class AsteriskCarrier:
             except CarrierError as error:
                 logger.warning("a call may ring with nobody behind it", error=error.message)
         return False
-
-    async def _bring_here(self, call_sid: str) -> bool:
-        """Have a call in our app's hands; returns whether another process's had it."""
-        if call_sid in self._exchange.legs:
-            return False
-        # Before it is asked for: that it starts here is then no news.
-        self._exchange.adopt(call_sid, trio.current_time())
-        try:
-            if not await self._hands.has(call_sid):
-                await self._hands.move_here(call_sid)
-            if call_sid.startswith(CALL_PREFIX):
-                await self._check_answered(call_sid)
-        except BaseException:
-            self._exchange.forget(call_sid)
-            raise
-        return True
-
-    async def _check_answered(self, call_sid: str) -> None:
-        channel = await self._hands.look(call_sid)
-        if channel is None or channel.state != "Up":  # our app hears of a phone that rings, too
-            raise CallNotInProgress("nobody has answered it", status=409)
-        self._do_later(self._exchange.taken_over(call_sid))
 
     async def _is_in_hand(self, call_sid: str) -> bool:
         """Whether a call is for us to end: not one that talks with somebody else, or has gone."""

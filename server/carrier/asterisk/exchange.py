@@ -495,7 +495,7 @@ class Exchange:
             if leg.is_away and event.dialstatus == "ANSWER":
                 leg.left_app = ""  # they talk, and whoever comes back after that is nobody's
                 update = TransferUpdate(leg.call_sid, CallStatus.IN_PROGRESS, wants_document=False)
-                return [Tell(update)]
+                return [*_without_stream(leg), Tell(update)]  # which ends with the call
             if leg.is_away and leg.left_app and event.dialstatus in _DIAL_STATUS:
                 return [Fetch(leg.call_sid, (TRANSFERRED, event.dialstatus))]
         elif event.peer is not None and (leg := self.legs.get(event.peer.id)) is not None:

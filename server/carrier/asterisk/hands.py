@@ -241,6 +241,23 @@ class Hands:
         """
         return channel_id in (await self.app(self._app)).channel_ids
 
+    async def send_away(self, channel_id: str, context: str, extension: str) -> None:
+        """Have a channel go on at a line of the dialplan.
+
+        Raises:
+            CarrierError: Refused or not reached; it is still here, or that is not known.
+        """
+        try:
+            await self._ari.post(
+                *("channels", channel_id, "continue"),
+                context=context,
+                extension=extension,
+                priority=1,
+            )
+        except CarrierError as error:
+            if not (error.outcome_unknown and await self.has_left(channel_id)):
+                raise
+
     async def has_left(self, channel_id: str) -> bool:
         """Whether a channel is known to go on in the dialplan."""
         try:

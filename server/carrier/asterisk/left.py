@@ -71,6 +71,33 @@ class Left:
         self._is_served = is_served
         self._fetching: set[str] = set()
 
+    async def bring_here(self, call_sid: str) -> bool:
+        """Have a call in our app's hands; returns whether another process's had it.
+
+        Raises:
+            CallNotInProgress: The call is over, or its phone still rings.
+            CarrierError: Refused or not reached.
+        """
+        if call_sid in self._exchange.legs:
+            return False
+        # Before it is asked for: that it starts here is then no news.
+        self._exchange.adopt(call_sid, trio.current_time())
+        try:
+            if not await self._hands.has(call_sid):
+                await self._hands.move_here(call_sid)
+            if call_sid.startswith(CALL_PREFIX):
+                await self._check_answered(call_sid)
+        except BaseException:
+            self._exchange.forget(call_sid)
+            raise
+        return True
+
+    async def _check_answered(self, call_sid: str) -> None:
+        channel = await self._hands.look(call_sid)
+        if channel is None or channel.state != "Up":  # our app hears of a phone that rings, too
+            raise CallNotInProgress("nobody has answered it", status=409)
+        self._do_later(self._exchange.taken_over(call_sid))
+
     async def await_answer(self, call_sid: str, ticket: str) -> bool:
         """Have a call's stream opened once it is answered; False if it is none that rings.
 
