@@ -603,6 +603,26 @@ async def test_a_caller_who_comes_back_when_their_process_is_gone_comes_to_anoth
     assert desk.told == [TransferUpdate(IN, CallStatus.BUSY, wants_document=True)]
 
 
+@pytest.mark.parametrize("variables", [{}, {"OFFHOOK_APP": "offhook-0"}], ids=["asked", "told"])
+async def test_a_caller_whom_a_process_that_is_gone_was_about_to_send_away_goes_on(
+    pbx, quick_looks, variables
+):
+    desk = Desk({ResumeRequest: ConnectStream("tock")})
+    async with hearing(pbx, desk, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0"):
+            await pbx.calls_in("offhook-0", IN)
+            await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+            (theirs,) = media_of(pbx, IN)
+        pbx.variables[IN] |= variables
+        await survivor.follow(IN)
+        await pbx.until(lambda: any(name != theirs for name in media_of(pbx, IN)))
+        (media,) = (name for name in media_of(pbx, IN) if name != theirs)
+        await pbx.until(lambda: pbx.bridges.get(bridge_of(media)) == {IN, media})
+
+    assert desk.told == [ResumeRequest(IN)]
+    assert pbx.channels[IN]["app"] == "offhook-1"
+
+
 async def test_a_caller_who_talks_by_now_with_somebody_else_is_told_of(pbx):
     desk = Desk(ANSWERS)
     async with hearing(pbx, desk, "1") as survivor:

@@ -535,6 +535,28 @@ def test_a_caller_whom_another_process_has_sent_away_is_fetched_when_nobody_take
     assert not exchange.is_awaited(CALL)
 
 
+@pytest.mark.parametrize("app", ["", "offhook-0"], ids=["our name", "another's"])
+def test_a_caller_whom_a_process_was_about_to_send_away_is_asked_about_once_they_are_here(app):
+    exchange = Exchange()
+    exchange.await_caller(CALL, app, 20.0)
+
+    found = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 21.0)
+    here = exchange.take(event("StasisStart", CALL), 21.1)
+
+    assert found == ([Fetch(CALL)] if app else [Tell(ResumeRequest(CALL))])
+    assert here == ([Tell(ResumeRequest(CALL))] if app else [])
+    assert exchange.do(CALL, ConnectStream("tick"))[0] == OpenStream(CALL, MEDIA, "tick")
+
+
+def test_a_caller_whom_we_are_about_to_send_away_is_on_their_way():
+    exchange = Exchange()
+    exchange.adopt(CALL, 20.0)
+    exchange.open_stream(CALL, "tick")
+    exchange.legs[CALL].is_away = True
+
+    assert exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 21.0) == []
+
+
 def test_a_caller_who_talks_with_somebody_else_is_not_waited_for():
     exchange = Exchange()
     exchange.await_caller(CALL, "offhook-0", 20.0)

@@ -129,6 +129,11 @@ class Leg:
     """The app of a process that is gone, to which the call comes when it is answered, or its caller
     is back: it has to be fetched from there."""
 
+    @property
+    def is_left_away(self) -> bool:
+        """Whether another process has sent the caller away, or was about to when it ended."""
+        return self.is_away and self.is_taken_over and not self.streams
+
 
 @dataclass(slots=True)
 class Exchange:
@@ -233,6 +238,13 @@ class Exchange:
         """Whether a call goes on, with another stream or without any."""
         leg = self.legs.get(call_of(media_id))
         return leg is not None and leg.media_id != media_id
+
+    def caller_stayed(self, call_sid: str) -> list[Step]:
+        """A caller is here whom another process was about to send away when it ended."""
+        if (leg := self.legs.get(call_sid)) is None:
+            return []
+        leg.is_away = False
+        return [Tell(ResumeRequest(call_sid))]
 
     def take_stream(self, call_sid: str) -> list[Step]:
         """What takes a call's stream away; that it ends is then no news."""
@@ -393,7 +405,7 @@ class Exchange:
             return self._destroyed(call_sid, 0, 0, now)  # why is nowhere to be asked
         if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
             self.forget(call_sid)
-            return [*_without_stream(leg), self._over(leg, CallStatus.COMPLETED, {}, now)]
+            return [*_without_stream(leg), _over(leg, CallStatus.COMPLETED, {}, now)]
         if leg.is_last:
             return [HangUp(call_sid)]
         told = channel.dialplan.app_data.split(",")[1:]
@@ -401,6 +413,8 @@ class Exchange:
             if leg.left_app:
                 return [Fetch(call_sid, tuple(told[:MAX_ARGUMENTS]))]
             return self._started(channel, told, now)
+        if leg.is_left_away and channel.dialplan.app_name == STASIS:
+            return [Fetch(call_sid)] if leg.left_app else self.caller_stayed(call_sid)
         if channel.state == "Up" and leg.answered_at is None:
             if leg.left_app:
                 return [*self._answered(leg, now), Fetch(call_sid)]
@@ -430,6 +444,8 @@ class Exchange:
             return self._left_behind(name, now)
         if leg is None:
             return self._new(channel, args, now)
+        if leg.is_left_away:
+            return self.caller_stayed(name)
         ticket, leg.ticket = leg.ticket, ""
         leg.is_heard_of = True
         if not ticket:  # it was brought here, by us
@@ -523,12 +539,13 @@ class Exchange:
             status = _CAUSES.get(cause, CallStatus.FAILED)
         if leg.answered_at is None and 100 <= tech_cause < 1000:
             facts["sip_response_code"] = str(tech_cause)
-        return [*_without_stream(leg), self._over(leg, status, facts, now)]
+        return [*_without_stream(leg), _over(leg, status, facts, now)]
 
-    def _over(self, leg: Leg, status: CallStatus, facts: Mapping[str, str], now: float) -> Tell:
-        if leg.answered_at is not None and not leg.is_taken_over:
-            facts = {"duration_s": str(max(0, round(now - leg.answered_at))), **facts}
-        return _status(leg.call_sid, status, facts)
+
+def _over(leg: Leg, status: CallStatus, facts: Mapping[str, str], now: float) -> Tell:
+    if leg.answered_at is not None and not leg.is_taken_over:
+        facts = {"duration_s": str(max(0, round(now - leg.answered_at))), **facts}
+    return _status(leg.call_sid, status, facts)
 
 
 def _status(call_sid: str, status: CallStatus, facts: Mapping[str, str] | None = None) -> Tell:

@@ -120,7 +120,10 @@ class Left:
             CallNotInProgress: The call is over.
             CarrierError: Refused or not reached.
         """
-        app = await self._hands.app_of(call_sid)
+        if not (app := await self._hands.app_of(call_sid)):  # which is set before they are sent
+            await self.bring_here(call_sid)
+            self._do_later(self._exchange.caller_stayed(call_sid))
+            return
         now = trio.current_time()
         self._exchange.await_caller(call_sid, "" if app == self._app else app, now)
         await self._begin_to_follow(call_sid, app)
