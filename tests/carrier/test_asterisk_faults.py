@@ -200,3 +200,26 @@ async def test_a_second_server_with_the_same_app_is_told_of_and_not_driven_out(p
     assert waits == [carriers.REPLACED_PAUSE_S]
     assert still is second
     assert "ASTERISK_APP must be one's own" in capsys.readouterr().out
+
+
+async def test_a_process_that_was_stood_in_for_hears_its_app_at_once_and_drives_nobody_out(
+    pbx, monkeypatch, capsys
+):
+    monkeypatch.setattr(carriers, "STOOD_IN_PAUSE_S", 0.01)
+    waits: list[float] = []
+    async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+        first, has_waited = pbx.apps["offhook-0"], trio.Event()
+
+        def on_wait(wait_s: float) -> None:
+            waits.append(wait_s)
+            if len(waits) == 2:
+                has_waited.set()
+
+        carrier.on_wait = on_wait
+        async with hearing(pbx, Desk(ANSWERS), "0"):
+            await pbx.until(lambda: pbx.apps["offhook-0"] is not first)
+            with trio.fail_after(60):  # it takes them back, and so does the other
+                await has_waited.wait()
+
+    assert waits == [0.01, carriers.REPLACED_PAUSE_S]
+    assert capsys.readouterr().out.count("ASTERISK_APP must be one's own") == 1

@@ -21,6 +21,7 @@ from server.carrier.asterisk.events import EVENTS, read_event
 from server.carrier.asterisk.exchange import CALL_PREFIX, Exchange, Leg
 from server.carrier.asterisk.hands import APP_VARIABLE, CLEAN_UP_S, LIMIT_VARIABLE, Hands
 from server.carrier.asterisk.left import Left
+from server.carrier.asterisk.stand_in import AGAIN_S as AGAIN_AFTER_S
 from server.carrier.asterisk.stand_in import StandIns
 from server.carrier.asterisk.steps import (
     Answer,
@@ -53,6 +54,10 @@ PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Until the event connection is tried again, each time it is lost without having been of use."""
 REPLACED_PAUSE_S = 30.0
 """When another program has taken the app's events: Asterisk gives them to the last who asks."""
+STOOD_IN_PAUSE_S, STOOD_IN_AGAIN_S = AGAIN_AFTER_S, 60.0
+"""When it may be another of our processes, which stands in for one that is held up; not where it
+has taken them again within so long.
+"""
 DIAL_TRIES = 3
 AGAIN_S = (0.5, 2.0, 5.0)
 """How long to wait before it is tried again to end what has to end."""
@@ -106,6 +111,7 @@ class AsteriskCarrier:
         self.on_wait: Callable[[float], None] = lambda wait_s: None
         self._ari = ari
         self._app = f"{app}-{process}" if process else app
+        self._has_stand_ins = bool(process)
         self._number = number
         self._dial = dial
         self._transfer_context = transfer_context
@@ -394,7 +400,7 @@ class AsteriskCarrier:
                 await self._left.leave()
 
     async def _keep_hearing(self, desk: Desk) -> None:
-        lost = 0
+        lost, stood_in_until = 0, -math.inf
         while True:
             was_heard, was_replaced = trio.Event(), trio.Event()
             try:
@@ -410,7 +416,11 @@ class AsteriskCarrier:
             lost = 0 if was_heard.is_set() else lost + 1
             # Other processes have lost theirs at the same moment.
             pause_s = PAUSES_S[min(lost, len(PAUSES_S) - 1)] * random.uniform(0.5, 1.0)
-            if was_replaced.is_set():
+            now = trio.current_time()
+            if was_replaced.is_set() and self._has_stand_ins and now > stood_in_until:
+                pause_s, stood_in_until = STOOD_IN_PAUSE_S, now + STOOD_IN_AGAIN_S
+                logger.warning("the events of our app were heard in our place", app=self._app)
+            elif was_replaced.is_set():
                 pause_s = REPLACED_PAUSE_S
                 logger.error(
                     "another program has taken the events of our app: ASTERISK_APP must "
