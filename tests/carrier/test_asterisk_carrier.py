@@ -878,15 +878,17 @@ async def test_a_new_call_is_asked_about_again_where_the_chosen_process_is_not_t
         await pbx.until(lambda: talks(pbx, IN))
 
 
-async def test_a_call_that_comes_when_the_process_goes_is_left_to_the_dialplan(pbx):
+@pytest.mark.parametrize("state", ["Ring", "Up"])
+async def test_a_call_that_comes_when_the_process_goes_is_left_to_the_dialplan(pbx, state):
     asked = trio.Event()
 
     async def desk(report: Report) -> None:
-        asked.set()
-        await trio.sleep_forever()
+        if isinstance(report, VoiceRequest):
+            asked.set()
+            await trio.sleep_forever()
 
     async with hearing(pbx, desk):
-        await pbx.calls_in("offhook", IN)
+        await pbx.calls_in("offhook", IN, state=state)
         with trio.fail_after(60):
             await asked.wait()
 

@@ -130,6 +130,11 @@ class Leg:
     is back: it has to be fetched from there."""
 
     @property
+    def is_new(self) -> bool:
+        """Whether nobody here, or before, has given the caller anything to hear."""
+        return not (self.is_outbound or self.streams or self.is_taken_over or self.is_last)
+
+    @property
     def is_left_away(self) -> bool:
         """Whether another process has sent the caller away, or was about to when it ended."""
         return self.is_away and self.is_taken_over and not self.streams

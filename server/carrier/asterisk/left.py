@@ -228,7 +228,7 @@ class Left:
             return
         for channel_id in state.channel_ids:
             leg = self._exchange.legs.get(channel_id)
-            is_new = leg is None or not (leg.is_outbound or leg.answered_at is not None)
+            is_new = leg is None or leg.is_new  # the dialplan may have answered it
             if is_new and not channel_id.startswith((MEDIA_PREFIX, CALL_PREFIX)):
                 try:
                     await self._hands.do(Continue(channel_id))
