@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from benchmarks.microphone import speech_file
+from tests.support.browser import with_a_made_up_phone
 from tests.support.chromium import WAIT_MS, chromium, needs_chromium
 from tests.support.serving import serving
 
@@ -336,3 +337,24 @@ async def test_keys_and_mute_reach_the_agent(talking_microphone):
 
     assert wrong == []
     assert heard == 0
+
+
+async def test_the_page_says_of_a_new_call_that_it_is_not_muted():
+    def at_the_page(url):
+        with chromium() as browser:
+            page = browser.new_page()
+            with_a_made_up_phone(page)
+            page.goto(f"{url}/phone")
+            seen = []
+            for _ in range(2):
+                call_by_click(page)
+                seen.append(page.get_attribute("#mute", "aria-pressed"))
+                page.click("#mute")
+                seen.append(page.get_attribute("#mute", "aria-pressed"))
+                page.click("#call")
+            return seen
+
+    async with serving() as server:
+        seen = await trio.to_thread.run_sync(at_the_page, server.url)
+
+    assert seen == ["false", "true"] * 2

@@ -22,7 +22,14 @@ from server.console.pages import FILES
 from server.logs import masked
 from server.simulators.clock import PatientClock
 from server.web.keys import READ, hash_key
-from tests.support.browser import browser_page, here, in_browser, sign_in, until
+from tests.support.browser import (
+    browser_page,
+    here,
+    in_browser,
+    sign_in,
+    until,
+    with_a_made_up_phone,
+)
 from tests.support.chromium import needs_chromium
 from tests.support.processes import API_KEY, NEVER_HANGS_UP, TWO_PROCESSES, server_process
 from tests.support.serving import serving
@@ -736,20 +743,6 @@ async def test_every_account_is_tried_when_asked_and_what_to_do_is_said(kept):
     assert any("Fill in the accounts" in text for text in findings)
 
 
-PHONE = """export class Phone extends EventTarget {
-  constructor(wishes) { super(); this.wishes = wishes; }
-  async call() {
-    await this.wishes.ask({ agent: this.wishes.agent });
-    this.dispatchEvent(new CustomEvent("state", { detail: { state: "talking" } }));
-  }
-  mute(on) { window.muted = on; }
-  hangUp() {
-    this.dispatchEvent(new CustomEvent("state", { detail: { state: "over", reason: "hung-up" } }));
-  }
-}"""
-"""What ``/static/phone.js`` offers, as far as the console knows it."""
-
-
 async def test_the_page_is_a_telephone_with_its_calls_timeline_below(kept):
     async with serving(**kept.settings) as server:
 
@@ -760,16 +753,13 @@ async def test_the_page_is_a_telephone_with_its_calls_timeline_below(kept):
                 asked.append(route.request.post_data)
                 route.fulfill(json={"call_sid": kept.call_sid})
 
-            page.route(
-                "**/static/phone.js",
-                lambda route: route.fulfill(body=PHONE, content_type="text/javascript"),
-            )
+            with_a_made_up_phone(page)
             page.route("**/calls/browser", answer)
             sign_in(page, server.url, view="phone")
             page.click("button.big.primary:enabled")
             page.wait_for_selector("[data-drawn]")
             page.click("text=Mute")
-            muted = page.evaluate("window.muted")
+            muted = page.evaluate("phones[0].muted")
             page.click(".phone >> text=Hang up")
             page.wait_for_selector("[data-state=over]")
             return page.inner_text(".phone-state"), asked, muted

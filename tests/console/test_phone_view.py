@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.microphone import speech_file
-from tests.support.browser import in_browser, sign_in, until
+from tests.support.browser import in_browser, sign_in, until, with_a_made_up_phone
 from tests.support.chromium import needs_chromium
 from tests.support.processes import API_KEY
 from tests.support.serving import serving
@@ -17,6 +17,7 @@ from tests.support.serving import serving
 pytestmark = [pytest.mark.sockets, pytest.mark.slow, needs_chromium]
 HELLO = Path(str(files("server").joinpath("speech", "caller-hello.wav")))
 LEVEL = "Number(document.querySelector('.phone .meter.agent').style.getPropertyValue('--level'))"
+PRESSED = "document.querySelector('[aria-pressed]').ariaPressed"
 LINES = "document.querySelectorAll('.story li').length"
 
 
@@ -49,3 +50,49 @@ async def test_somebody_who_is_signed_in_talks_with_an_agent_and_sees_it(tmp_pat
     assert (record["state"], record["reason"]) == ("ended", "caller-hung-up")
     assert record["agent_heard_s"] > 0
     assert call_sid not in url + title
+
+
+async def test_a_call_begins_unmuted_and_the_button_says_so_whatever_the_one_before_was():
+    async with serving(api_key=API_KEY) as server:
+
+        def look(page: Any) -> list[tuple[str, bool]]:
+            with_a_made_up_phone(page)
+            page.route("**/calls/browser", lambda route: route.fulfill(json={}))
+            sign_in(page, server.url, view="phone")
+            seen = []
+
+            def note() -> None:
+                seen.append((page.evaluate(PRESSED), page.evaluate("phones.at(-1).muted")))
+
+            for _ in range(2):
+                page.click("button.big.primary:enabled")
+                page.wait_for_selector("[data-state=talking]")
+                note()
+                page.click("text=Mute")
+                note()
+                page.click(".phone >> text=Hang up")
+                page.wait_for_selector("[data-state=over]")
+            return seen
+
+        seen = await in_browser(look)
+
+    assert seen == [("false", False), ("true", True)] * 2
+
+
+async def test_a_button_that_is_pressed_looks_pressed():
+    async with serving(api_key=API_KEY) as server:
+
+        def look(page: Any) -> tuple[str, str]:
+            with_a_made_up_phone(page)
+            page.route("**/calls/browser", lambda route: route.fulfill(json={}))
+            sign_in(page, server.url, view="phone")
+            page.click("button.big.primary:enabled")
+            page.wait_for_selector("[data-state=talking]")
+            colour = "getComputedStyle(document.querySelector('[aria-pressed]')).borderColor"
+            before = page.evaluate(colour)
+            page.click("text=Mute")
+            return before, page.evaluate(colour)
+
+        before, after = await in_browser(look)
+
+    assert before != after

@@ -21,6 +21,24 @@ ALLOWED = (
 )
 """What the browser's console says of answers that a page expects."""
 NETWORK = "Failed to load resource: net::ERR_"
+PHONE = """globalThis.phones = [];
+export class Phone extends EventTarget {
+  muted = false;
+  state = "idle";
+  constructor(wishes) { super(); this.wishes = wishes; phones.push(this); }
+  tell(kind, detail) {
+    this.state = detail.state ?? this.state;
+    this.dispatchEvent(new CustomEvent(kind, { detail }));
+  }
+  async call() {
+    this.tell("state", { state: "preparing" });
+    await this.wishes.ask?.({ agent: this.wishes.agent });
+    this.tell("state", { state: "talking" });
+  }
+  mute(on) { this.muted = on; }
+  hangUp() { this.tell("state", { state: "over", reason: "hung-up" }); }
+}"""
+"""What ``/static/phone.js`` offers, as far as other modules know it; all that are made are kept."""
 
 
 @contextmanager
@@ -84,3 +102,11 @@ def sign_in(page: Any, url: str, key: str = "sesame", view: str = "now") -> None
     page.fill("#key", key)
     page.keyboard.press("Enter")
     page.wait_for_selector(f".view-{view.partition('/')[0]}")
+
+
+def with_a_made_up_phone(page: Any) -> None:
+    """Have pages telephone with :data:`PHONE`, without a microphone, sound or a socket."""
+    page.route(
+        "**/static/phone.js",
+        lambda route: route.fulfill(body=PHONE, content_type="text/javascript"),
+    )

@@ -37,6 +37,7 @@ export function show(root) {
           return made;
         },
       });
+      mute.setAttribute("aria-pressed", "false"); // as every new telephone is
       phone.addEventListener("state", ({ detail }) => told(detail));
       phone.addEventListener("level", ({ detail }) => { heard.style.setProperty("--level", String(detail.heard)); played.style.setProperty("--level", String(detail.played)); });
       phone.addEventListener("problem", ({ detail }) => { state.textContent = detail.message; });
@@ -44,9 +45,8 @@ export function show(root) {
     });
     end.addEventListener("click", () => phone?.hangUp());
     mute.addEventListener("click", () => {
-      const muted = mute.getAttribute("aria-pressed") !== "true";
-      mute.setAttribute("aria-pressed", String(muted));
-      phone?.mute(muted);
+      phone.mute(!phone.muted);
+      mute.setAttribute("aria-pressed", String(phone.muted));
     });
     if (!session.may_change) state.textContent = t("phone.only-look");
   };
