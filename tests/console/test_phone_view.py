@@ -96,3 +96,57 @@ async def test_a_button_that_is_pressed_looks_pressed():
         before, after = await in_browser(look)
 
     assert before != after
+
+
+WHY = "the microphone is in use elsewhere"
+FAIL = f"""() => {{
+  phones[0].tell("problem", {{ message: "{WHY}" }});
+  phones[0].tell("state", {{ state: "over", reason: "failed" }});
+}}"""
+LAST_WORDS = """() => {
+  phones[1].tell("say", { text: "Goodbye.", language: "en" });
+  phones[1].tell("state", { state: "over", reason: "failed" });
+}"""
+
+
+async def test_why_a_call_failed_stays_to_be_read_until_the_next_one():
+    async with serving(api_key=API_KEY) as server:
+
+        def look(page: Any) -> list[str]:
+            with_a_made_up_phone(page)
+            page.route("**/calls/browser", lambda route: route.fulfill(json={}))
+            sign_in(page, server.url, view="phone")
+            seen = []
+            for fail in (FAIL, LAST_WORDS):
+                page.click("button.big.primary:enabled")
+                page.wait_for_selector("[data-state=talking]")
+                seen.append(page.inner_text(".phone [role=alert]"))
+                page.evaluate(fail)
+                page.wait_for_selector("[data-state=over]")
+                seen.append(page.inner_text(".phone [role=alert]"))
+            return seen
+
+        assert await in_browser(look) == ["", WHY, "", "Goodbye."]
+
+
+async def test_a_call_that_is_made_when_its_view_was_left_is_not_shown_and_takes_no_keys():
+    async with serving(api_key=API_KEY) as server:
+
+        def look(page: Any) -> tuple[bool, list[str]]:
+            asked: list[Any] = []
+            with_a_made_up_phone(page)
+            page.route("**/calls/browser", lambda route: asked.append(route))
+            sign_in(page, server.url, view="phone")
+            with page.expect_request("**/calls/browser"):
+                page.click("button.big.primary:enabled")
+            page.evaluate("location.hash = '#/health'")
+            page.wait_for_selector(".view-health h1")
+            shown: list[str] = []
+            page.on("request", lambda request: shown.append(request.url))
+            asked[0].fulfill(json={"call_sid": "BR" + "0" * 32})
+            until(page, "phones[0].state === 'talking'")
+            key = "new KeyboardEvent('keydown', { key: ' ', bubbles: true, cancelable: true })"
+            goes_on = page.evaluate(f"document.body.dispatchEvent({key})")
+            return goes_on, [url for url in shown if "/calls/BR" in url]
+
+        assert await in_browser(look) == (True, [])

@@ -11,6 +11,7 @@ const ON = new Set(["preparing", "ready", "connecting", "talking", "reconnecting
 /** @param {HTMLElement} root */
 export function show(root) {
   const state = el("p", { class: "phone-state", role: "status" }, t("phone.idle"));
+  const said = el("p", { class: "problem", role: "alert" });
   const agent = el("select", { id: "phone-agent" });
   const call = el("button", { class: "button primary big", disabled: true }, icon("phone"), t("phone.call"));
   const end = el("button", { class: "button danger big", hidden: true }, t("now.hang-up"));
@@ -33,15 +34,17 @@ export function show(root) {
         ask: async (wishes) => {
           const made = await post("calls/browser", wishes);
           leave();
-          leave = made.call_sid ? showCall(below, made.call_sid, { inside: true }) : () => {};
+          leave = made.call_sid && !gone ? showCall(below, made.call_sid, { inside: true }) : () => {};
           return made;
         },
       });
+      said.textContent = "";
       mute.setAttribute("aria-pressed", "false"); // as every new telephone is
       phone.addEventListener("state", ({ detail }) => told(detail));
       phone.addEventListener("level", ({ detail }) => { heard.style.setProperty("--level", String(detail.heard)); played.style.setProperty("--level", String(detail.played)); });
-      phone.addEventListener("problem", ({ detail }) => { state.textContent = detail.message; });
-      Promise.resolve(phone.call()).catch((error) => { state.textContent = error.message; told({ state: "over" }); });
+      phone.addEventListener("problem", ({ detail }) => { said.textContent = detail.message; });
+      phone.addEventListener("say", ({ detail }) => { said.textContent = detail.text; });
+      Promise.resolve(phone.call()).catch((error) => { said.textContent = error.message; });
     });
     end.addEventListener("click", () => phone?.hangUp());
     mute.addEventListener("click", () => {
@@ -53,7 +56,7 @@ export function show(root) {
   fill(root, el("div", { class: "head" }, el("h1", {}, t("view.phone"))),
     el("section", { class: "card phone" }, el("p", { class: "faint" }, t("phone.what")),
       el("p", { class: "field" }, el("label", { for: "phone-agent" }, t("agent")), agent),
-      el("div", { class: "row" }, call, end, mute), el("div", { class: "levels wide", "aria-hidden": "true" }, heard, played), state),
+      el("div", { class: "row" }, call, end, mute), el("div", { class: "levels wide", "aria-hidden": "true" }, heard, played), state, said),
     below);
   get("agents").then(({ agents }) => fill(agent, agents.map((each) => el("option", { value: each.name }, each.name))), () => {});
   import(String(MODULE)).then(({ Phone }) => { if (!gone) begin(Phone); }, () => {
