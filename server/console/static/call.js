@@ -1,7 +1,7 @@
 // One call: the timeline that explains it, its sound, its words, what it took and what it cost.
 
 import { address, get, post, session } from "./api.js";
-import { ask, el, icon, show as fill } from "./dom.js";
+import { ask, el, icon, renew, show as fill } from "./dom.js";
 import { live } from "./live.js";
 import { answeredAt, beginnings, placed, Timeline } from "./timeline.js";
 import { at as clock, length, money, ms, number, t, whole, word } from "./words.js";
@@ -86,9 +86,9 @@ function numbers(record) {
   ];
 }
 
-function story(record, seek) {
+function story(record, seek, open) {
   let before = null;
-  return el("details", { class: "card" }, el("summary", {}, el("h2", {}, t("one.events", { count: record.timeline.length }))),
+  return el("details", { class: "card", open }, el("summary", {}, el("h2", {}, t("one.events", { count: record.timeline.length }))),
     el("ol", { class: "story" }, record.timeline.map((line) => {
       const kind = placed(line, before)?.kind ?? "";
       before = line;
@@ -198,21 +198,19 @@ export function show(root, call_sid, { inside = false } = {}) {
     parts.hidden = count < 2;
     if (parts.children.length !== count) fill(parts, Array.from({ length: count }, (_, i) => el("option", { value: i + 1, selected: i + 1 === part }, t("one.part-of", { part: i + 1, count }))));
     const down = (label, href, name) => el("a", { class: "button", href: String(href), download: name }, label);
-    fill(head,
+    renew(head,
       el("div", { class: "title" }, inside ? null : el("a", { class: "button round quiet", href: "#/calls", "aria-label": t("view.calls") }, icon("back")),
         el(inside ? "h2" : "h1", {}, el("span", { class: `way ${record.direction}` }, icon(record.direction === "inbound" ? "in" : "out")), record.number || t("unknown"))),
       el("div", { class: "row" },
         record.recording ? down("WAV", address(`${path}/recording`, part > 1 ? { part } : {}), `${call_sid}.wav`) : null,
         down("JSON", address(path), `${call_sid}.json`),
         record.state === "live" && session.may_change ? el("button", { class: "button danger", on: { click: hangUp } }, t("now.hang-up")) : null));
-    fill(known, facts(record));
+    renew(known, facts(record));
     line.draw(record, wave, offset_s);
     canvas.dataset.drawn = record.state;
     listen(record, offset_s);
     const open = rest.querySelector("details")?.open ?? false;
-    fill(rest, el("div", {}, transcript(record, seek), story(record, seek)), el("div", {}, replies(record), outcome(record), numbers(record)));
-    const details = rest.querySelector("details");
-    if (details) details.open = open;
+    renew(rest, el("div", {}, transcript(record, seek), story(record, seek, open)), el("div", {}, replies(record), outcome(record), numbers(record)));
   }
 
   const hangUp = async () => {

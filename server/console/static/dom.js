@@ -27,10 +27,35 @@ export function svg(tag, facts = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), facts, children);
 }
 
+const given = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+
 /** Shows these and nothing else. @param {Element} node @param {...any} children */
 export function show(node, ...children) {
-  node.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  node.replaceChildren(...given(children));
   return node;
+}
+
+/** Shows these, too, but leaves what is the same where it is, with the focus that it has. @param {Element} node @param {...Node|Node[]|null} children */
+export function renew(node, ...children) {
+  const wanted = given(children);
+  let is = node.firstChild;
+  wanted.forEach((child, place) => {
+    const old = is;
+    if (!old || (!old.isEqualNode(child) && wanted.slice(place + 1).some((later) => old.isEqualNode(later)))) {
+      node.insertBefore(child, old);
+      return;
+    }
+    is = old.nextSibling;
+    if (old.isEqualNode(child)) return;
+    if (isAlike(old, child)) renew(old, [...child.childNodes]);
+    else old.replaceWith(child);
+  });
+  while (is) { const old = is; is = is.nextSibling; old.remove(); }
+}
+
+/** Whether only what is inside differs, and nothing there listens for what was. */
+function isAlike(is, child) {
+  return is instanceof Element && !is.matches("a, button") && is.cloneNode().isEqualNode(child.cloneNode());
 }
 
 const SHAPES = {

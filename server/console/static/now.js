@@ -1,7 +1,7 @@
 // What happens now: live calls, and how the server does.
 
 import { get, post, session } from "./api.js";
-import { ask, el, icon, show as fill } from "./dom.js";
+import { ask, el, icon, renew, show as fill } from "./dom.js";
 import { calls, live, loads, total } from "./live.js";
 import { length, money, ms, number, t, word } from "./words.js";
 
@@ -28,7 +28,7 @@ function processes(root) {
   if (loads.size < 2) { fill(root); return; }
   const columns = ["live", "waiting", "sessions", "lag_ms"];
   const open = root.querySelector("details")?.open ?? false;
-  fill(root, el("details", { class: "card", open },
+  renew(root, el("details", { class: "card", open },
     el("summary", {}, t("now.by-process", { count: loads.size })),
     el("div", { class: "scroll" }, el("table", {},
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, t("process")), columns.map((each) => el("th", { scope: "col", class: "number" }, t(`now.${each.replace("_ms", "")}`))))),
@@ -77,10 +77,9 @@ async function placeForm() {
   const greeting = el("textarea", { id: "place-greeting", rows: "2", maxlength: "4000" });
   const field = (id, label, input) => el("p", { class: "field" }, el("label", { for: id }, label), input);
   const place = async (event) => {
-    if (event.submitter?.value === "no") return;
     event.preventDefault();
     problem.textContent = "";
-    event.submitter.disabled = true;
+    call.disabled = true;
     try {
       const body = { destination_number: to.value };
       if (agents.length > 1) Object.assign(body, { agent: agent.value });
@@ -89,18 +88,18 @@ async function placeForm() {
       dialog.close();
     } catch (error) {
       problem.textContent = Object.values(error.body?.fields ?? {})[0] ?? error.message;
-      event.submitter.disabled = false;
+      call.disabled = false;
     }
   };
+  const call = el("button", { class: "button primary", value: "yes" }, t("now.call"));
   const dialog = el("dialog", { class: "dialog", "aria-labelledby": "place-title", on: { close: () => dialog.remove() } },
-    el("form", { method: "dialog", on: { submit: place } },
+    el("form", { on: { submit: place } },
       el("h2", { id: "place-title" }, t("now.place")),
       field("place-number", t("now.number"), to),
       agents.length > 1 && field("place-agent", t("agent"), agent),
       field("place-greeting", t("now.greeting"), greeting), problem,
       el("div", { class: "row end" },
-        el("button", { class: "button", value: "no", formnovalidate: true }, t("cancel")),
-        el("button", { class: "button primary", value: "yes" }, t("now.call")))));
+        el("button", { class: "button", type: "button", on: { click: () => dialog.close() } }, t("cancel")), call)));
   document.body.append(dialog);
   dialog.showModal();
 }
