@@ -16,6 +16,7 @@ T = TypeVar("T")
 STEP_MS = 40
 ALLOWED = (
     "Failed to load resource: the server responded with a status of 401",
+    "Failed to load resource: the server responded with a status of 403",
     "Failed to load resource: the server responded with a status of 404",
     "Failed to load resource: the server responded with a status of 422",
 )

@@ -24,7 +24,7 @@ export function address(path, query = {}) {
   return url;
 }
 
-async function send(method, path, { query, body, signal } = {}) {
+async function send(method, path, { query, body, signal } = {}, isFirst = true) {
   const headers = { Accept: "application/json" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (method !== "GET") headers["X-Console-Token"] = session.token;
@@ -32,6 +32,11 @@ async function send(method, path, { query, body, signal } = {}) {
   const options = { method, headers, body: sent, signal, credentials: "same-origin", cache: "no-store" };
   const answer = await fetch(address(path, query), /** @type {RequestInit} */ (options));
   const said = await answer.json().catch(() => null);
+  if (answer.status === 403 && said?.error === "forged" && path !== "console/session" && isFirst) {
+    const { name, token } = session;
+    await look(); // in another page of this browser somebody may have signed in: the cookie is that one's
+    if (session.token !== token && session.name === name) return send(method, path, { query, body, signal }, false);
+  }
   if (answer.status === 401 && path !== "console/session") await look();
   if (!answer.ok && answer.status !== 503) throw new Refused(answer.status, said);
   if (answer.status === 503 && said?.ready === undefined) throw new Refused(503, said);
