@@ -5,7 +5,10 @@ import { address, get, look, session } from "./api.js";
 const AGAIN_MS = 3_000; // after an answer that was no channel
 const HIDDEN_MS = 60_000; // a page that nobody looks at gives its connection back: a browser has few
 const QUIET_MS = 6_000; // a process that says nothing for so long is not shown
+const DEAD_MS = 15_000; // an open channel on which nothing comes for so long is dead: there is something every second
 const FORGET_EVERY_MS = 1_000;
+const PAGE = 1_000;
+const MOST_PAGES = 20; // of live calls
 
 export const live = new EventTarget(); // "calls", "load", "line", "state"
 /** @type {Map<string, any>} */
@@ -17,6 +20,7 @@ export let lines = 0; // how many lines of timelines have come
 /** @type {EventSource|null} */
 let source = null;
 let timer = 0;
+let heardAt = 0;
 let reading = 0;
 /** Calls that news have told of since the newest reading began: it knows less of them. */
 let toldSince = new Set();
@@ -27,13 +31,17 @@ function become(now) {
   if (state !== now) tell("state", (state = now));
 }
 
+function heard() {
+  heardAt = Date.now();
+}
+
 export function open() {
   if (source) return;
   become("connecting");
   source = new EventSource(address("events"));
-  source.addEventListener("open", () => become("open"));
-  source.addEventListener("news", ({ data }) => take(JSON.parse(data)));
-  source.addEventListener("gap", () => read());
+  source.addEventListener("open", () => { heard(); become("open"); });
+  source.addEventListener("news", ({ data }) => { heard(); take(JSON.parse(data)); });
+  source.addEventListener("gap", () => { heard(); read(); });
   source.addEventListener("error", () => {
     become("connecting");
     if (source?.readyState !== EventSource.CLOSED) return; // the browser comes again by itself
@@ -75,16 +83,28 @@ export function close() {
 async function read() {
   const mine = ++reading;
   const told = (toldSince = new Set());
+  const there = new Set();
+  const again = () => { if (mine === reading && source) setTimeout(() => mine === reading && read(), AGAIN_MS); };
+  let before = "", complete = true;
   try {
-    const found = await get("calls", { state: "live", limit: 1000 });
-    if (mine !== reading) return;
-    const there = new Set(found.calls.map((call) => call.call_sid));
-    for (const sid of calls.keys()) if (!there.has(sid) && !told.has(sid)) calls.delete(sid);
-    for (const call of found.calls) if (!told.has(call.call_sid)) keep(call);
-    tell("calls");
+    for (let pages = 0; pages < MOST_PAGES && before !== null; pages += 1) {
+      const page = await get("calls", { state: "live", limit: PAGE, before });
+      if (mine !== reading) return;
+      for (const call of page.calls) {
+        there.add(call.call_sid);
+        if (!told.has(call.call_sid)) keep(call);
+      }
+      before = page.next;
+      complete = complete && page.complete;
+    }
   } catch {
-    if (mine === reading && source) setTimeout(() => mine === reading && read(), AGAIN_MS);
+    again();
+    return;
   }
+  // Which of them are over is known only of an answer that has all of them in it.
+  if (complete && before === null) for (const sid of calls.keys()) if (!there.has(sid) && !told.has(sid)) calls.delete(sid);
+  tell("calls");
+  if (!complete) again();
 }
 
 function keep(call) {
@@ -115,6 +135,7 @@ function take(news) {
 }
 
 function forgetTheQuiet() {
+  if (source?.readyState === EventSource.OPEN && Date.now() - heardAt > DEAD_MS) { leave(); open(); }
   const before = loads.size;
   for (const [name, load] of loads) if (Date.now() - load.seen > QUIET_MS) loads.delete(name);
   if (loads.size < before) tell("load");

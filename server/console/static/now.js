@@ -14,14 +14,16 @@ function tile(name, value, more, tone) {
 
 function tiles(root) {
   const all = total();
-  const state = all.draining ? "draining" : all.paused ? "paused" : all.reason ? "refuses" : "ready";
+  const is = (text) => (all.processes ? text : "–"); // nobody says anything: nothing is known
+  const state = !all.processes ? "" : all.draining ? "draining" : all.paused ? "paused" : all.reason ? "refuses" : "ready";
+  const tone = state === "ready" ? "good" : state ? "bad" : undefined;
   fill(root,
-    tile("live", number(calls.size), all.max_calls ? t("now.of", { most: number(all.max_calls) }) : "", undefined),
-    tile("per-core", all.processes ? number(all.live / all.processes, all.live % all.processes ? 1 : 0) : "–", all.processes > 1 ? t("now.processes", { count: all.processes }) : ""),
-    tile("waiting", number(all.waiting), "", all.waiting ? "warn" : undefined),
-    tile("sessions", number(all.sessions)),
-    tile("lag", ms(all.lag_ms), "", all.lag_ms > 20 ? "warn" : undefined),
-    tile("state", t(`now.${state}`), all.paused ? word("refusal", all.paused) : state === "refuses" ? word("refusal", all.reason) : "", state === "ready" ? "good" : "bad"));
+    tile("live", is(number(all.live)), all.max_calls ? t("now.of", { most: number(all.max_calls) }) : "", undefined),
+    tile("per-core", is(number(all.live / all.processes, all.live % all.processes ? 1 : 0)), all.processes > 1 ? t("now.processes", { count: all.processes }) : ""),
+    tile("waiting", is(number(all.waiting)), "", all.waiting ? "warn" : undefined),
+    tile("sessions", is(number(all.sessions))),
+    tile("lag", is(ms(all.lag_ms)), "", all.lag_ms > 20 ? "warn" : undefined),
+    tile("state", state ? t(`now.${state}`) : "–", all.paused ? word("refusal", all.paused) : state === "refuses" ? word("refusal", all.reason) : "", tone));
 }
 
 function processes(root) {
