@@ -69,6 +69,7 @@ def browser_page(
         page.on("console", told)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         yield page
+        page.unroute_all(behavior="ignoreErrors")  # what it asks while it is closed is nobody's
     if wrong:
         pytest.fail(f"the page has errors: {wrong}")
 

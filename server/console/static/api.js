@@ -32,6 +32,7 @@ async function send(method, path, { query, body, signal } = {}, isFirst = true) 
   const options = { method, headers, body: sent, signal, credentials: "same-origin", cache: "no-store" };
   const answer = await fetch(address(path, query), /** @type {RequestInit} */ (options));
   const said = await answer.json().catch(() => null);
+  signal?.throwIfAborted(); // in the middle of its body, too
   if (answer.status === 403 && said?.error === "forged" && path !== "console/session" && isFirst) {
     const { name, token } = session;
     await look(); // in another page of this browser somebody may have signed in: the cookie is that one's

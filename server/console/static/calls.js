@@ -1,11 +1,14 @@
 // All calls: searched, filtered, and exported. What is asked for is in this page's memory, never in its address.
 
 import { address, get } from "./api.js";
-import { el, icon, show as fill } from "./dom.js";
+import { el, icon, renew, show as fill } from "./dom.js";
 import { live } from "./live.js";
 import { length, t, when, whole, word } from "./words.js";
 
 const PAGE = 50;
+const MOST = 1_000; // that the API gives at once
+const SOON_MS = 200; // after the last key
+const LATER_MS = 1_000; // however much happens, the list is read no more often for it
 const KEPT_MS = 60_000; // a fetched file, for the browser to save it
 const REASONS = ["caller-hung-up", "agent-hung-up", "hung-up", "transferred", "voicemail", "no-answer", "busy", "failed", "canceled", "caller-gone", "caller-silent", "max-duration", "cost-cap", "model-unavailable", "model-lost", "model-silent", "model-quota", "model-refused", "carrier-failed", "carrier-protocol-error", "drained", "error"];
 const asked = { number: "", direction: "", agent: "", reason: "", day: "", min_duration_s: "", min_cost_usd: "", trouble: "" };
@@ -33,9 +36,9 @@ function row(call) {
 
 /** @param {HTMLElement} root */
 export function show(root) {
-  let next = null;
-  let reading = new AbortController();
-  let timer = 0;
+  let next = null, isLong = false; // "More" was asked for
+  let reading = new AbortController(), isBusy = false;
+  let timer = 0, later = 0;
   const body = el("tbody", {});
   const said = el("p", { class: "faint", role: "status" });
   const more = el("button", { class: "button", hidden: true, on: { click: () => read(true) } }, t("calls.more"));
@@ -55,14 +58,17 @@ export function show(root) {
     return el("a", { class: "button", download: file, on: { click: fetched } }, label);
   }
 
-  async function read(further = false) {
+  async function read(further = false, limit = PAGE) {
+    clearTimeout(timer);
     reading.abort();
-    reading = new AbortController();
+    const mine = (reading = new AbortController());
+    isBusy = true;
     for (const link of [csv, lines]) link.href = asked.number ? "#/calls" : String(address(link.download, query()));
     try {
-      const page = await get("calls", { ...query(), limit: PAGE, before: further ? next : "" }, reading.signal);
+      const page = await get("calls", { ...query(), limit, before: further ? next : "" }, mine.signal);
       if (further) body.append(...page.calls.map(row));
-      else fill(body, page.calls.map(row));
+      else renew(body, page.calls.map(row));
+      isLong = further || limit > PAGE;
       next = page.next;
       more.hidden = !next;
       said.textContent = body.children.length ? (page.complete ? "" : t("calls.incomplete")) : t("calls.none");
@@ -70,8 +76,14 @@ export function show(root) {
     } catch (error) {
       if (error.name !== "AbortError") said.textContent = Object.values(error.body?.fields ?? {})[0] ?? error.message;
     }
+    if (mine === reading) isBusy = false;
   }
-  const soon = () => { clearTimeout(timer); timer = setTimeout(read, 200); };
+  const soon = () => { clearTimeout(timer); timer = setTimeout(read, SOON_MS); };
+  /** Reads again as much as is shown, when nothing is being read. */
+  const refresh = () => {
+    later = isBusy ? setTimeout(refresh, LATER_MS) : 0;
+    if (!isBusy) read(false, isLong ? Math.min(MOST, body.children.length) : PAGE);
+  };
   const field = (name, input) => {
     input.id = `filter-${name}`;
     input.name = name;
@@ -100,7 +112,10 @@ export function show(root) {
       el("thead", {}, el("tr", {}, heads.map((each) => el("th", { scope: "col", class: each === "length" ? "number" : undefined }, each === "direction" ? el("span", { class: "hidden" }, t("calls.direction")) : t(`calls.${each}`))))), body)),
     said, more);
   read();
-  const changed = (event) => { if (event.detail && !next) soon(); };
+  const changed = ({ detail: call }) => {
+    if (!isLong || !call) later ||= setTimeout(refresh, LATER_MS);
+    else for (const is of body.children) if (is.dataset.call === call.call_sid) renew(is, [...row(call).children]);
+  };
   live.addEventListener("calls", changed);
-  return () => { live.removeEventListener("calls", changed); clearTimeout(timer); reading.abort(); };
+  return () => { live.removeEventListener("calls", changed); clearTimeout(timer); clearTimeout(later); reading.abort(); };
 }

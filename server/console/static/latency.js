@@ -80,7 +80,7 @@ function outliers(calls) {
 /** @param {HTMLElement} root */
 export function show(root) {
   const body = el("div", {}), said = el("p", { class: "problem", role: "alert" });
-  let found = [], since = 0, until = 0;
+  let found = [], since = 0, until = 0, reading = new AbortController();
   const select = (id, label, options) => [el("label", { for: id, class: "hidden" }, label), el("select", { id, "aria-label": label, on: { change: () => (id === "span" ? read() : draw()) } }, options.map(([value, text]) => el("option", { value }, text)))];
   const span = select("span", t("latency.span"), Object.keys(SPANS).map((days) => [days, t(`latency.days.${days}`)]));
   const agent = select("by-agent", t("agent"), [["", t("latency.all-agents")]]), model = select("by-model", t("model"), [["", t("latency.all-models")]]);
@@ -92,16 +92,24 @@ export function show(root) {
     body.dataset.drawn = String(calls.length);
   }
   async function read() {
-    until = Date.now() / 1000;
-    since = until - SPANS[span[1].value];
+    reading.abort();
+    reading = new AbortController();
+    const end = Date.now() / 1000, begin = end - SPANS[span[1].value];
+    said.textContent = "";
     try {
-      found = (await get("latency", { since: new Date(since * 1000).toISOString() })).calls;
+      found = (await get("latency", { since: new Date(begin * 1000).toISOString() }, reading.signal)).calls;
+      [since, until] = [begin, end];
       options(agent[1], found.map((call) => call.agent), t("latency.all-agents"));
       options(model[1], found.map((call) => call.model), t("latency.all-models"));
       draw();
-    } catch (error) { said.textContent = error.message; }
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      said.textContent = error.message;
+      fill(body); // what was there is of another time
+    }
   }
   span[1].value = USUAL;
   fill(root, el("div", { class: "head" }, el("h1", {}, t("view.latency")), el("div", { class: "row" }, span, agent, model)), said, body);
   read();
+  return () => reading.abort();
 }
