@@ -79,6 +79,27 @@ COUNT_SOCKETS = """() => {
     }
   };
 }"""
+BREAK_SOUND = """(when) => {
+  // What plays the sound does not load: before or after there is a microphone, or it never says.
+  globalThis.tracks = [];
+  const { mediaDevices } = navigator;
+  const ask = mediaDevices.getUserMedia.bind(mediaDevices);
+  const granted = new Promise((grant) => { globalThis.grant = grant; });
+  const given = new Promise((give) => {
+    mediaDevices.getUserMedia = async (wishes) => {
+      if (when === "before") await granted;
+      const microphone = await ask(wishes);
+      tracks.push(...microphone.getTracks());
+      give();
+      return microphone;
+    };
+  });
+  AudioWorklet.prototype.addModule = async () => {
+    if (when !== "before") await given;
+    if (when === "never") await new Promise(() => {});
+    throw new Error("it does not load");
+  };
+}"""
 LOUD = 0.05
 MOST_ASKED = 60
 GREETED = f"() => seen.played.some((peak) => peak > {LOUD})"
@@ -358,3 +379,24 @@ async def test_the_page_says_of_a_new_call_that_it_is_not_muted():
         seen = await trio.to_thread.run_sync(at_the_page, server.url)
 
     assert seen == ["false", "true"] * 2
+
+
+@pytest.mark.parametrize("when", ["before", "after", "never"])
+async def test_a_microphone_is_off_after_a_page_could_not_load_its_sound(talking_microphone, when):
+    def at_the_page(url):
+        with chromium(microphone=talking_microphone) as browser:
+            page, _ = open_phone(browser, url)
+            page.evaluate(BREAK_SOUND, when)
+            page.click("#call")
+            if when == "never":
+                page.wait_for_function("() => tracks.length > 0")
+                page.evaluate("phone.hangUp()")
+            page.wait_for_function("() => globalThis.phone?.state === 'over'")
+            page.evaluate("grant()")
+            page.wait_for_function("() => tracks.some((track) => track.readyState === 'ended')")
+            return page.evaluate("tracks.map((track) => track.readyState)")
+
+    async with serving() as server:
+        states = await trio.to_thread.run_sync(at_the_page, server.url)
+
+    assert states == ["ended"]

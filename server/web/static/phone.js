@@ -29,6 +29,11 @@ function ofBase64(text) {
   return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }
 
+/** @param {MediaStream} microphone */
+function close(microphone) {
+  for (const track of microphone.getTracks()) track.stop();
+}
+
 function newSid() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return `MZ${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
@@ -193,14 +198,10 @@ export class Phone extends EventTarget {
     if (!navigator.mediaDevices) throw new Error("browsers give a microphone to pages from https:// or this machine only");
     const context = (this.#context = new AudioContext({ latencyHint: "interactive" }));
     const [microphone] = await Promise.all([
-      navigator.mediaDevices.getUserMedia({ audio: LOOK }),
+      navigator.mediaDevices.getUserMedia({ audio: LOOK }).then((given) => this.#keep(given, context)),
       context.audioWorklet.addModule(new URL("phone-line.js", import.meta.url)),
     ]);
-    if (this.#context !== context) {
-      for (const track of microphone.getTracks()) track.stop();
-      return;
-    }
-    this.#microphone = microphone;
+    if (this.#context !== context) return;
     for (const track of microphone.getTracks()) {
       track.onended = () => this.#tell("problem", { message: "the microphone is gone" });
     }
@@ -212,6 +213,13 @@ export class Phone extends EventTarget {
     this.#line.port.onmessage = ({ data }) => this.#takeSound(data);
     context.createMediaStreamSource(microphone).connect(this.#line).connect(context.destination);
     this.mute(this.#muted);
+  }
+
+  /** A microphone is there, whatever else is still waited for: it is on no longer than this sound is wanted. */
+  #keep(microphone, context) {
+    if (this.#context === context) this.#microphone = microphone;
+    else close(microphone);
+    return microphone;
   }
 
   // On the line ----------------------------------------------------------------------------------
@@ -352,7 +360,7 @@ export class Phone extends EventTarget {
     this.#socket = this.#preparing = null;
     socket?.close(OVER);
     this.#line?.port.postMessage({ stop: true });
-    for (const track of this.#microphone?.getTracks() ?? []) track.stop();
+    if (this.#microphone) close(this.#microphone);
     this.#context?.close();
     this.#context = this.#line = this.#microphone = null;
     this.#set("over", reason);
