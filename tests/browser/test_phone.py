@@ -70,6 +70,28 @@ STALL = """() => {
     return 1e9;
   } });
 }"""
+SILENCE = """(how) => {
+  // The first socket that is opened is as good as one whose other end is frozen, or cut off.
+  const { WebSocket: Real } = globalThis;
+  globalThis.opened = 0;
+  const hung = { readyState: 0, bufferedAmount: 0, send() {}, close() {} };
+  globalThis.WebSocket = class extends Real {
+    constructor(...given) {
+      if (++opened === 1 && how === "never opens") return hung;
+      super(...given);
+      this.isFirst = opened === 1;
+    }
+    set onmessage(take) {
+      super.onmessage = (message) => {
+        const { event } = JSON.parse(message.data);
+        if (this.isFirst && this.isCut) return;
+        if (how === "says nothing of itself" && event === "alive") return;
+        take(message);
+        if (this.isFirst && event === "alive" && how === "falls silent") this.isCut = true;
+      };
+    }
+  };
+}"""
 COUNT_SOCKETS = """() => {
   globalThis.sockets = 0;
   globalThis.WebSocket = class extends WebSocket {
@@ -400,3 +422,42 @@ async def test_a_microphone_is_off_after_a_page_could_not_load_its_sound(talking
         states = await trio.to_thread.run_sync(at_the_page, server.url)
 
     assert states == ["ended"]
+
+
+@pytest.mark.parametrize("how", ["never opens", "falls silent"])
+async def test_a_page_that_hears_nothing_of_its_server_takes_another_line(talking_microphone, how):
+    def at_the_page(url):
+        with chromium(microphone=talking_microphone) as browser:
+            page, wrong = open_phone(browser, url)
+            page.evaluate(SILENCE, how)
+            page.click("#call")
+            page.wait_for_function("() => seen.states.some(([state]) => state === 'reconnecting')")
+            page.wait_for_function("() => phone.state === 'talking'")
+            page.evaluate("seen.played.length = 0")
+            page.wait_for_function(GREETED)
+            call_sid = page.evaluate("phone.callSid")
+            page.click("#call")
+            page.wait_for_function("() => phone.state === 'over'")
+            return call_sid, page.evaluate("opened"), wrong
+
+    async with serving() as server:
+        call_sid, opened, wrong = await trio.to_thread.run_sync(at_the_page, server.url)
+        await server.service.calls.register.get(call_sid).finished.wait()
+        record = (await server.http.get(f"/calls/{call_sid}")).json()
+
+    assert wrong == []
+    assert opened == 2
+    assert record["reason"] == "caller-hung-up"
+
+
+async def test_a_page_whose_server_never_says_that_it_is_there_keeps_its_line(talking_microphone):
+    def at_the_page(url):
+        with chromium(microphone=talking_microphone) as browser:
+            page, _ = open_phone(browser, url)
+            page.evaluate(SILENCE, "says nothing of itself")
+            call_by_click(page)
+            page.wait_for_function("() => seen.heard.length > 400")
+            return page.evaluate("phone.state"), page.evaluate("opened")
+
+    async with serving() as server:
+        assert await trio.to_thread.run_sync(at_the_page, server.url) == ("talking", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from websockets.frames import Frame, Opcode
 from codec.path import WebSocket
 from server.carrier import CallerAudio
 from server.carrier.browser import messages
+from server.carrier.browser.carrier import ALIVE_EVERY_S, BrowserCarrier
 from server.carrier.browser.stream import BrowserMediaStream
 from server.carrier.transport import QueuedTransport
 from server.hooks.trio_clock import missed_s, pausing_clock
@@ -113,3 +115,32 @@ async def test_nor_is_it_where_the_audio_goes_by_the_compiled_path():
     assert len(heard) == len(events)
     assert by_path >= len(CHUNK)
     assert by_path + sum(len(one.payload) for one in heard) == 8_000 * (HELD_UP_S + 0.1)
+
+
+async def nobody_asks(_: object) -> None:
+    pass
+
+
+async def test_pages_are_told_that_they_are_served_for_as_long_as_they_are(nursery, autojump_clock):
+    carrier = BrowserCarrier(["secret"])
+    nursery.start_soon(carrier.run, nobody_asks)
+    pages = []
+    for _ in range(2):
+        ours, page = memory_transports()
+        transport = QueuedTransport(ours)
+        stream = carrier.new_stream(transport)
+        await page.send(start())
+        await stream.receive_start()
+        stream.listen(nobody_minds, nobodys_relay())
+        nursery.start_soon(transport.run)
+        pages.append((stream, page))
+    [(first, page_of_first), (_, page_of_second)] = pages
+
+    began = trio.current_time()
+    told = [json.loads(await page.receive()) for _, page in pages]
+    first.leave()
+    await page_of_second.receive()
+
+    assert told == [{"event": "alive", "streamSid": "MZ1"}] * 2
+    assert trio.current_time() - began == 2 * ALIVE_EVERY_S
+    assert page_of_first.receive_nowait() is None

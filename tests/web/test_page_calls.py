@@ -282,3 +282,14 @@ async def test_a_page_that_floods_its_stream_loses_it(media_path):
 
     assert code == 1008
     assert record["reason"] == "carrier-protocol-error"
+
+
+@pytest.mark.parametrize("media_path", ["fast", "ordinary"])
+@pytest.mark.parametrize("quality", ["telephone", "wide"])
+async def test_a_page_is_told_again_and_again_that_its_call_is_served(quality, media_path):
+    async with serving(media_path=media_path) as server:
+        call = await made(server, quality=quality)
+        async with page_on(call) as page:
+            await page.wait(lambda: len(page.told("alive")) >= 2)
+
+    assert page.told("alive")[0] == {"event": "alive", "streamSid": page.stream_sid}

@@ -24,6 +24,9 @@ NO_TELEPHONE = "no telephone is connected here: set Twilio's account, or CARRIER
 MAX_STREAMS = 100_000
 """Calls whose stream is remembered: more than there can be; of one that another process has taken
 over nobody here hears the end."""
+ALIVE_EVERY_S = 1.0
+"""How often a page is told that its call is served. It looks for another stream when it has heard
+nothing for three to four seconds: the process, or the way to it, is gone, and no socket says so."""
 
 
 class BrowserCarrier:
@@ -43,6 +46,8 @@ class BrowserCarrier:
         self.on_wait: Callable[[float], None] = lambda wait_s: None
         self._secrets = [one.encode() for one in secrets_]
         self._streams: OrderedDict[str, BrowserMediaStream] = OrderedDict()
+        self._served: set[BrowserMediaStream] = set()
+        self._has_served = trio.Event()
         # Of any size: each call has a few reports in it, and they are taken as they come.
         self._reports, self._reported = trio.open_memory_channel[StatusUpdate](math.inf)
 
@@ -56,6 +61,7 @@ class BrowserCarrier:
         traceback: TracebackType | None,
     ) -> None:
         self._streams.clear()
+        self._served.clear()
 
     # -- names, keys and streams -----------------------------------------------------------
 
@@ -85,6 +91,8 @@ class BrowserCarrier:
         self._streams[call_sid] = stream
         if len(self._streams) > MAX_STREAMS:
             self._streams.popitem(last=False)
+        self._served.add(stream)
+        self._has_served.set()
         self._report(call_sid, CallStatus.IN_PROGRESS)
 
     def hung_up(self, call_sid: str) -> None:
@@ -96,9 +104,23 @@ class BrowserCarrier:
         self._reports.send_nowait(StatusUpdate(call_sid, status, 2 if status.is_final else 1))
 
     async def run(self, desk: Desk) -> None:
-        """Tell the desk how calls stand, until cancelled."""
+        """Tell the desk how calls stand, and pages that they are served, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_pages)
+            while True:
+                await desk(await self._reported.receive())
+
+    async def _tell_pages(self) -> None:
         while True:
-            await desk(await self._reported.receive())
+            self._has_served = trio.Event()
+            if not self._served:
+                await self._has_served.wait()
+            await trio.sleep(ALIVE_EVERY_S)
+            for stream in tuple(self._served):
+                try:
+                    stream.tell_alive()
+                except StreamEnded:
+                    self._served.discard(stream)
 
     async def follow(self, call_sid: str) -> None:
         """Do nothing: a page's caller is never with somebody else."""

@@ -199,6 +199,10 @@ class BrowserProtocol(MediaStreamsProtocol):
         """What has the page itself say something: the last words of a call that failed."""
         return self._written("say", {"text": text[:MAX_SAID_CHARS], "language": language})
 
+    def alive(self) -> str:
+        """What tells the page that there is somebody, also while nothing is said."""
+        return self._written("alive", None)
+
     def audio_messages(self) -> AudioMessages:
         """How audio comes and goes on a narrow stream, for the media path."""
         return audio_messages_of(self.stream_sid, _CALLER_AUDIO)

@@ -70,6 +70,16 @@ class BrowserMediaStream(SocketStream[BrowserProtocol]):
         """
         self._transport.send(self._protocol.say(text, language))
 
+    def tell_alive(self) -> None:
+        """Tell the page that its call is served.
+
+        Raises:
+            StreamEnded: The page, or its call, is not there any more.
+        """
+        if self._over:
+            raise StreamEnded("the page's stream is over")
+        self._transport.send(self._protocol.alive())
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the socket: 1000 tells the page that the call is over, else it asks."""
         with suppress(StreamEnded):

@@ -9,6 +9,8 @@
 
 const FRAME_MS = 20;
 const MOST_UNSENT_MS = 3_000; // then the network is gone, whatever the socket says
+const TICK_MS = 1_000; // as often as the server says that it is there
+const MOST_QUIET_TICKS = 4; // then it is not, or the way to it is gone
 const COMES_BACK_S = 9; // where the server's answer does not say it
 const ASK_MS = 4_000;
 const EARLY_MS = 2_000; // before its ticket expires a call is made anew
@@ -58,6 +60,8 @@ export class Phone extends EventTarget {
   #sid = "";
   #chunk = 0;
   #lostAt = 0;
+  #quietTicks = 0; // since something came
+  #isTold = false; // whether who is at the socket's other end says that they are there
   #context = null;
   #line = null;
   #microphone = null;
@@ -236,12 +240,21 @@ export class Phone extends EventTarget {
     }
     this.#sid = newSid();
     this.#chunk = 0;
+    this.#quietTicks = 0;
+    this.#isTold = false;
+    const watch = setInterval(() => {
+      if (socket !== this.#socket) clearInterval(watch);
+      else this.#tick(socket);
+    }, TICK_MS);
     socket.onopen = () => {
+      this.#quietTicks = 0;
       socket.send(JSON.stringify(this.#startOf(this.#sid, ticket)));
       this.#set("talking");
     };
     socket.onmessage = ({ data }) => {
-      if (socket === this.#socket) this.#take(JSON.parse(data));
+      if (socket !== this.#socket) return;
+      this.#quietTicks = 0;
+      this.#take(JSON.parse(data));
     };
     socket.onclose = ({ code, reason }) => {
       if (socket !== this.#socket) return;
@@ -249,6 +262,13 @@ export class Phone extends EventTarget {
       else if (code === REFUSED) this.#end(`refused: ${reason}`);
       else this.#lose(socket);
     };
+  }
+
+  /** Ticks are counted and no time is measured: a page that slept has not listened meanwhile. */
+  #tick(socket) {
+    if (socket.readyState === WebSocket.OPEN && !this.#isTold) return; // a server that does not say it
+    this.#quietTicks += 1;
+    if (this.#quietTicks >= MOST_QUIET_TICKS) this.#lose(socket);
   }
 
   #startOf(streamSid, ticket) {
@@ -271,6 +291,9 @@ export class Phone extends EventTarget {
         break;
       case "clear":
         sound.postMessage({ clear: true });
+        break;
+      case "alive":
+        this.#isTold = true;
         break;
       case "say":
         this.#say(message.say.text, message.say.language);
