@@ -16,7 +16,7 @@ const VIEWS = {
 const MENU = ["now", "calls", "latency", "phone", "health"];
 const LIGHTS = ["auto", "light", "dark"];
 const app = /** @type {HTMLElement} */ (document.getElementById("app"));
-const leave = { view: () => {} };
+let leave = () => {};
 let shown = 0;
 
 // What the reader likes is kept here; nothing of anybody else is.
@@ -96,10 +96,14 @@ function decoded(text) {
   try { return decodeURIComponent(text); } catch { return text; }
 }
 
+function leaveView() {
+  leave();
+  leave = () => {};
+}
+
 async function drawView() {
   const mine = ++shown;
-  leave.view();
-  leave.view = () => {};
+  leaveView();
   const [, name = "", ...rest] = location.hash.split("/");
   const view = Object.hasOwn(VIEWS, name) ? name : "now";
   for (const link of app.querySelectorAll("nav a")) {
@@ -112,12 +116,11 @@ async function drawView() {
   if (mine !== shown || !main) return;
   const root = el("div", { class: `view view-${view}` });
   show(main, root);
-  leave.view = module.show(root, decoded(rest.join("/"))) ?? (() => {});
+  leave = module.show(root, decoded(rest.join("/"))) ?? (() => {});
 }
 
 function draw() {
-  leave.view();
-  leave.view = () => {};
+  leaveView();
   if (!session.signed_in) {
     main = null;
     close();

@@ -1,7 +1,7 @@
 // One call: the timeline that explains it, its sound, its words, what it took and what it cost.
 
 import { address, get, post, session } from "./api.js";
-import { ask, el, icon, renew, show as fill } from "./dom.js";
+import { ask, card, el, icon, renew, show as fill } from "./dom.js";
 import { live } from "./live.js";
 import { answeredAt, beginnings, placed, Timeline } from "./timeline.js";
 import { at as clock, length, money, ms, number, t, whole, word } from "./words.js";
@@ -31,7 +31,7 @@ function replies(record) {
   const all = (record.replies ?? []).filter((reply) => reply.total_ms);
   if (!all.length) return null;
   const most = Math.max(1000, ...all.map((reply) => reply.total_ms));
-  return el("section", { class: "card" }, el("h2", {}, t("one.waits")),
+  return card(t("one.waits"),
     el("ul", { class: "legend", "aria-hidden": "true" }, STAGES.map((stage) => el("li", { class: stage }, t(`stage.${stage}`)))),
     el("ol", { class: "bars" }, all.map((reply) => {
       const label = STAGES.map((stage) => `${t(`stage.${stage}`)} ${ms(reply[`${stage}_ms`])}`).join(", ");
@@ -43,9 +43,9 @@ function replies(record) {
 
 function transcript(record, seek) {
   const turns = record.transcript ?? [];
-  if (!turns.length) return el("section", { class: "card" }, el("h2", {}, t("one.transcript")), el("p", { class: "faint" }, t("one.no-words")));
+  if (!turns.length) return card(t("one.transcript"), el("p", { class: "faint" }, t("one.no-words")));
   const began = beginnings(record);
-  return el("section", { class: "card" }, el("h2", {}, t("one.transcript")),
+  return card(t("one.transcript"),
     el("ol", { class: "talk" }, turns.map((turn, i) => {
       const at_s = began[i];
       return el("li", { class: turn.speaker },
@@ -57,16 +57,12 @@ function transcript(record, seek) {
 
 function outcome(record) {
   const found = record.outcome;
-  if (!found) return null;
-  const values = found.values ?? found;
-  return el("section", { class: "card" }, el("h2", {}, t("one.outcome")),
-    el("dl", { class: "pairs" }, Object.entries(values).map(([name, value]) =>
-      el("div", {}, el("dt", {}, name), el("dd", {}, typeof value === "string" ? value : JSON.stringify(value))))));
+  return found && pairs(t("one.outcome"), Object.entries(found.values ?? found).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]));
 }
 
 function pairs(title, all) {
   const shown = all.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return shown.length ? el("section", { class: "card" }, el("h2", {}, title),
+  return shown.length ? card(title,
     el("dl", { class: "pairs" }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { class: typeof value === "number" ? "number" : undefined }, value))))) : null;
 }
 
@@ -144,8 +140,9 @@ export function show(root, call_sid, { inside = false } = {}) {
     toggle.setAttribute("aria-label", t(plays ? "one.pause" : "one.play"));
   };
 
+  const sound = () => address(`${path}/recording`, part > 1 ? { part } : {});
   function listen(record, offset_s) {
-    const wanted = record.recording ? String(address(`${path}/recording`, part > 1 ? { part } : {})) : "";
+    const wanted = record.recording ? String(sound()) : "";
     // One that grows is read anew when its call is over.
     const key = wanted && `${wanted} ${record.state}`;
     if (key === url) return;
@@ -166,7 +163,7 @@ export function show(root, call_sid, { inside = false } = {}) {
     return record.timeline.filter((each) => each.what === "taken up from another process")[part - 2]?.at_s ?? 0;
   }
 
-  const left = new AbortController();
+  const left = new AbortController(), { signal } = left;
   let reading = false, again = false, failed = false;
   /** Reads the call, once at a time: what happens meanwhile is read after that. */
   async function read() {
@@ -175,8 +172,8 @@ export function show(root, call_sid, { inside = false } = {}) {
     reading = true;
     const wanted = part;
     try {
-      const record = await get(path, {}, left.signal);
-      const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(wanted > 1 ? { part: wanted } : {}) }, left.signal).catch(() => null) : null;
+      const record = await get(path, {}, signal);
+      const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(wanted > 1 ? { part: wanted } : {}) }, signal).catch(() => null) : null;
       if (failed) said.textContent = "";
       failed = false;
       if (!over && wanted === part) draw(record, wave);
@@ -202,7 +199,7 @@ export function show(root, call_sid, { inside = false } = {}) {
       el("div", { class: "title" }, inside ? null : el("a", { class: "button round quiet", href: "#/calls", "aria-label": t("view.calls") }, icon("back")),
         el(inside ? "h2" : "h1", {}, el("span", { class: `way ${record.direction}` }, icon(record.direction === "inbound" ? "in" : "out")), record.number || t("unknown"))),
       el("div", { class: "row" },
-        record.recording ? down("WAV", address(`${path}/recording`, part > 1 ? { part } : {}), `${call_sid}.wav`) : null,
+        record.recording ? down("WAV", sound(), `${call_sid}.wav`) : null,
         down("JSON", address(path), `${call_sid}.json`),
         record.state === "live" && session.may_change ? el("button", { class: "button danger", on: { click: hangUp } }, t("now.hang-up")) : null));
     renew(known, facts(record));
@@ -214,7 +211,7 @@ export function show(root, call_sid, { inside = false } = {}) {
   }
 
   const hangUp = async () => {
-    const yes = await ask({ title: t("now.hang-up"), text: t("now.hang-up-ask", { number: "" }), yes: t("now.hang-up"), no: t("cancel"), danger: true });
+    const yes = await ask(t("now.hang-up"), t("now.hang-up-ask", { number: "" }));
     if (yes) await post(`${path}/hang-up`).catch((error) => { said.textContent = error.message; });
   };
   const soon = ({ detail }) => {
@@ -233,17 +230,14 @@ export function show(root, call_sid, { inside = false } = {}) {
   };
   fill(root, head, said, known, el("section", { class: "card stage", "aria-label": t("one.timeline") }, bar, canvas), rest);
   read();
-  live.addEventListener("line", soon);
-  live.addEventListener("calls", ended);
-  addEventListener("keydown", keys);
+  live.addEventListener("line", soon, { signal });
+  live.addEventListener("calls", ended, { signal });
+  addEventListener("keydown", keys, { signal });
   return () => {
     over = true;
     left.abort();
     clearTimeout(timer);
     player?.close();
     line.close();
-    live.removeEventListener("line", soon);
-    live.removeEventListener("calls", ended);
-    removeEventListener("keydown", keys);
   };
 }

@@ -3,14 +3,13 @@
 import { address, get } from "./api.js";
 import { el, icon, renew, show as fill } from "./dom.js";
 import { live } from "./live.js";
-import { length, t, when, whole, word } from "./words.js";
+import { length, t, values, when, whole, word } from "./words.js";
 
 const PAGE = 50;
 const MOST = 1_000; // that the API gives at once
 const SOON_MS = 200; // after the last key
 const LATER_MS = 1_000; // however much happens, the list is read no more often for it
 const KEPT_MS = 60_000; // a fetched file, for the browser to save it
-const REASONS = ["caller-hung-up", "agent-hung-up", "hung-up", "transferred", "voicemail", "no-answer", "busy", "failed", "canceled", "caller-gone", "caller-silent", "max-duration", "cost-cap", "model-unavailable", "model-lost", "model-silent", "model-quota", "model-refused", "carrier-failed", "carrier-protocol-error", "drained", "error"];
 const asked = { number: "", direction: "", agent: "", reason: "", day: "", min_duration_s: "", min_cost_usd: "", trouble: "" };
 
 /** What the form says, as the API is asked. A day is the reader's own. */
@@ -100,7 +99,7 @@ export function show(root) {
     field("day", el("input", { type: "date" })),
     field("direction", select(["inbound", "outbound"].map((each) => [each, word("direction", each)]))),
     field("agent", agent),
-    field("reason", select(REASONS.map((each) => [each, word("reason", each)]))),
+    field("reason", select(values("reason").map((each) => [each, word("reason", each)]))),
     field("min_duration_s", el("input", { type: "number", min: "0", step: "1" })),
     field("min_cost_usd", el("input", { type: "number", min: "0", step: "0.01" })),
     el("div", { class: "check" }, field("trouble", el("input", { type: "checkbox" }))));

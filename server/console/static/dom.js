@@ -1,5 +1,7 @@
 // Makes elements. Whatever comes from outside becomes text, never markup: there is no other way here.
 
+import { t } from "./words.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, facts, children) {
@@ -11,9 +13,7 @@ function fill(node, facts, children) {
     else if (name === "value" || name === "checked" || name === "textContent") node[name] = value;
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  for (const child of children.flat(Infinity)) {
-    if (child !== null && child !== undefined && child !== false) node.append(child);
-  }
+  node.append(...given(children));
   return node;
 }
 
@@ -21,6 +21,9 @@ function fill(node, facts, children) {
 export function el(tag, facts = {}, ...children) {
   return fill(document.createElement(tag), facts, children);
 }
+
+/** @param {string} title @param {...any} children */
+export const card = (title, ...children) => el("section", { class: "card" }, el("h2", {}, title), children);
 
 /** @param {string} tag @param {object} [facts] @param {...any} children @returns {any} */
 export function svg(tag, facts = {}, ...children) {
@@ -81,15 +84,15 @@ export function icon(name) {
   return svg("svg", facts, svg("path", { d: SHAPES[name] }));
 }
 
-/** A question that has to be answered before anything else. @returns {Promise<boolean>} */
-export function ask({ title, text, yes, no, danger = false }) {
+/** Asks before something is done that ends calls. @returns {Promise<boolean>} */
+export function ask(title, text) {
   return new Promise((answer) => {
     const dialog = el("dialog", { class: "dialog", "aria-labelledby": "ask-title" },
       el("form", { method: "dialog" },
         el("h2", { id: "ask-title" }, title), el("p", {}, text),
         el("div", { class: "row end" },
-          el("button", { class: "button", value: "no" }, no),
-          el("button", { class: danger ? "button danger" : "button primary", value: "yes" }, yes))));
+          el("button", { class: "button", value: "no" }, t("cancel")),
+          el("button", { class: "button danger", value: "yes" }, title))));
     dialog.addEventListener("close", () => { answer(dialog.returnValue === "yes"); dialog.remove(); });
     document.body.append(dialog);
     dialog.showModal();

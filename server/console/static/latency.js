@@ -1,7 +1,7 @@
 // How long callers wait: over time, by agent and model, and which calls stand out.
 
 import { get } from "./api.js";
-import { el, show as fill, svg } from "./dom.js";
+import { card, el, show as fill, svg } from "./dom.js";
 import { ms, number, t, when, whole } from "./words.js";
 
 const SPANS = { 1: 86_400, 7: 7 * 86_400, 30: 30 * 86_400 };
@@ -56,7 +56,7 @@ function table(calls) {
     groups.set(name, [...(groups.get(name) ?? []), call]);
   }
   const shares = [["p50", 0.5], ["p95", 0.95]];
-  return el("section", { class: "card" }, el("h2", {}, t("latency.by")),
+  return card(t("latency.by"),
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("latency.by") }, el("table", { class: "list" },
       el("thead", {}, el("tr", {}, [t("agent"), t("model")].map((text) => el("th", { scope: "col" }, text)), el("th", { scope: "col", class: "number" }, t("view.calls")),
         Object.keys(KINDS).flatMap((kind) => shares.map(([name]) => el("th", { scope: "col", class: "number" }, t(`latency.short.${kind}`), " ", el("small", {}, name)))))),
@@ -72,7 +72,7 @@ function outliers(calls) {
     const usual = percentile(sortedOf(calls, kind), 0.5) ?? 0;
     return calls.flatMap((call) => { const most = Math.max(0, ...KINDS[kind](call)); return most > 2 * usual && most > 50 ? [{ call, kind, most, by: most / Math.max(usual, 1) }] : []; });
   }).sort((a, b) => b.by - a.by).slice(0, OUTLIERS);
-  return el("section", { class: "card" }, el("h2", {}, t("latency.outliers")), worst.length
+  return card(t("latency.outliers"), worst.length
     ? el("ul", { class: "outliers" }, worst.map(({ call, kind, most }) => el("li", {}, el("a", { href: `#/call/${call.call_sid}`, title: whole(call.created_at) }, when(call.created_at)), el("span", {}, t(`latency.${kind}`)), el("span", { class: "faint" }, call.agent), el("strong", { class: "number" }, ms(most)))))
     : el("p", { class: "faint" }, t("latency.no-outliers")));
 }

@@ -5,7 +5,7 @@ import { address, get, look, session } from "./api.js";
 const AGAIN_MS = 3_000; // after an answer that was no channel
 const HIDDEN_MS = 60_000; // a page that nobody looks at gives its connection back: a browser has few
 const QUIET_MS = 6_000; // a process that says nothing for so long is not shown
-const DEAD_MS = 15_000; // an open channel on which nothing comes for so long is dead: there is something every second
+const DEAD_MS = 15_000; // an open channel that brings nothing for so long is dead: there is something every second
 const FORGET_EVERY_MS = 1_000;
 const PAGE = 1_000;
 const MOST_PAGES = 20; // of live calls
@@ -31,17 +31,14 @@ function become(now) {
   if (state !== now) tell("state", (state = now));
 }
 
-function heard() {
-  heardAt = Date.now();
-}
-
 export function open() {
   if (source) return;
   become("connecting");
   source = new EventSource(address("events"));
-  source.addEventListener("open", () => { heard(); become("open"); });
-  source.addEventListener("news", ({ data }) => { heard(); take(JSON.parse(data)); });
-  source.addEventListener("gap", () => { heard(); read(); });
+  for (const kind of ["open", "news", "gap"]) source.addEventListener(kind, () => { heardAt = Date.now(); });
+  source.addEventListener("open", () => become("open"));
+  source.addEventListener("news", ({ data }) => take(JSON.parse(data)));
+  source.addEventListener("gap", read);
   source.addEventListener("error", () => {
     become("connecting");
     if (source?.readyState !== EventSource.CLOSED) return; // the browser comes again by itself

@@ -117,11 +117,11 @@ export function show(root) {
   const rows = new Map();
 
   const hangUp = async (call) => {
-    const yes = await ask({ title: t("now.hang-up"), text: t("now.hang-up-ask", { number: call.number }), yes: t("now.hang-up"), no: t("cancel"), danger: true });
+    const yes = await ask(t("now.hang-up"), t("now.hang-up-ask", { number: call.number }));
     if (yes) await post(`calls/${encodeURIComponent(call.call_sid)}/hang-up`).catch((error) => { said.textContent = error.message; });
   };
   const drain = async () => {
-    const yes = await ask({ title: t("now.drain"), text: t("now.drain-ask"), yes: t("now.drain"), no: t("cancel"), danger: true });
+    const yes = await ask(t("now.drain"), t("now.drain-ask"));
     if (yes) await post("drain").catch((error) => { said.textContent = error.message; });
   };
   const redraw = () => {
@@ -147,15 +147,9 @@ export function show(root) {
     load, each, said, list, empty);
   redraw();
   loaded();
-  live.addEventListener("calls", redraw);
-  live.addEventListener("load", loaded);
-  live.addEventListener("line", update);
+  const left = new AbortController();
+  for (const [kind, act] of [["calls", redraw], ["load", loaded], ["line", update]]) live.addEventListener(kind, act, { signal: left.signal });
   // Where no process says anything any more, nobody knows whether its calls go on: their clocks stand still.
   const ticking = setInterval(() => { if (loads.size) update(); }, STEP_MS);
-  return () => {
-    clearInterval(ticking);
-    live.removeEventListener("calls", redraw);
-    live.removeEventListener("load", loaded);
-    live.removeEventListener("line", update);
-  };
+  return () => { clearInterval(ticking); left.abort(); };
 }

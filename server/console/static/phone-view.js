@@ -44,7 +44,7 @@ export function show(root) {
       phone.addEventListener("level", ({ detail }) => { heard.style.setProperty("--level", String(detail.heard)); played.style.setProperty("--level", String(detail.played)); });
       phone.addEventListener("problem", ({ detail }) => { said.textContent = detail.message; });
       phone.addEventListener("say", ({ detail }) => { said.textContent = detail.text; });
-      Promise.resolve(phone.call()).catch((error) => { said.textContent = error.message; });
+      phone.call().catch((error) => { said.textContent = error.message; });
     });
     end.addEventListener("click", () => phone?.hangUp());
     mute.addEventListener("click", () => {

@@ -15,6 +15,9 @@ export function t(name, facts = {}) {
 /** A word of the server's (a reason, a state), translated as far as it is known. */
 export const word = (kind, value) => (value === null || value === undefined ? "" : (words[`${kind}.${value}`] ?? en[`${kind}.${value}`] ?? String(value)));
 
+/** All of a kind that there is a word for. @param {string} kind */
+export const values = (kind) => Object.keys(en).filter((name) => name.startsWith(`${kind}.`)).map((name) => name.slice(kind.length + 1));
+
 export const languages = Object.entries(LANGUAGES);
 
 /** @param {string} [wanted] */

@@ -8,7 +8,7 @@ let phone = null;
 
 function newPhone() {
   const agent = $("agent").value.trim();
-  $("mute").setAttribute("aria-pressed", "false"); // as every new telephone is
+  $("mute").setAttribute("aria-pressed", "false");
   phone = new Phone({ apiKey: $("key").value.trim(), quality: $("quality").value, ...(agent && { agent }) });
   phone.addEventListener("state", ({ detail: { state, reason } }) => show(state, reason));
   phone.addEventListener("level", ({ detail: { heard, played } }) => {

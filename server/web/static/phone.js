@@ -1,11 +1,5 @@
 // A page as a telephone: one call to an agent of this server, by the browser's microphone and speaker.
-//
-//   import { Phone } from "/static/phone.js";
-//   const phone = new Phone({ apiKey, agent: "sales", quality: "wide" });
-//   phone.addEventListener("state", ({ detail }) => console.log(detail.state, detail.reason));
-//   button.onclick = () => phone.call();
-//
-// It needs nothing but this server. What it is made of and what it tells is in docs/browser.md.
+// It needs nothing but this server. How it is used, and what it tells, is in docs/browser.md.
 
 const FRAME_MS = 20;
 const MOST_UNSENT_MS = 3_000; // then the network is gone, whatever the socket says
@@ -17,6 +11,7 @@ const EARLY_MS = 2_000; // before its ticket expires a call is made anew
 const OVER = 1000;
 const REFUSED = 1008;
 const LOOK = { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: 1 };
+const ON_LINE = ["connecting", "talking", "reconnecting"];
 const KEYS = /^[0-9*#A-D]$/;
 
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -111,7 +106,7 @@ export class Phone extends EventTarget {
 
   /** Call; returns when the agent can be heard. Has to be asked for by a click, or browsers stay mute. */
   async call() {
-    if (["connecting", "talking", "reconnecting"].includes(this.#state)) return;
+    if (ON_LINE.includes(this.#state)) return;
     await this.prepare();
     if (this.#state !== "ready") return; // hung up meanwhile
     this.#set("connecting");
@@ -219,7 +214,7 @@ export class Phone extends EventTarget {
     this.mute(this.#muted);
   }
 
-  /** A microphone is there, whatever else is still waited for: it is on no longer than this sound is wanted. */
+  /** There is a microphone, which is on no longer than this sound is wanted. */
   #keep(microphone, context) {
     if (this.#context === context) this.#microphone = microphone;
     else close(microphone);
@@ -325,7 +320,7 @@ export class Phone extends EventTarget {
   // The line is lost -----------------------------------------------------------------------------
 
   #lose(socket) {
-    if (!socket || socket !== this.#socket || !["connecting", "talking", "reconnecting"].includes(this.#state)) return;
+    if (!socket || socket !== this.#socket || !ON_LINE.includes(this.#state)) return;
     this.#socket = null;
     socket?.close();
     this.#line.port.postMessage({ clear: true }); // the server goes on where it was lost
