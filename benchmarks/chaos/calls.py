@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from math import inf
 from typing import Any
 
 from benchmarks.chaos.numbered import (
@@ -173,6 +174,8 @@ def _judge_agent(
     seen.doubled += found.doubled
     seen.strange_down = found.strange
     position = len(sent) - found.unheard
+    # What was held up is heard later than it was due, until a line is cut.
+    heard_until = times[found.arrived - 1] if found.arrived else -inf
     for one, start in zip(utterances, starts, strict=True):
         end = start + one.frames
         for gap in found.gaps:
@@ -183,7 +186,8 @@ def _judge_agent(
         # What is not heard at the end was not due yet, unless it was said long ago.
         due = one.said_at + one.frames * FRAME_S + SLACK_S
         if end > position and due < seen.ended and _is_owed(one, cuts, seen.ended):
-            seen.losses.append(Loss(one.way, end - max(position, start), one.said_at, due))
+            until = max(due, heard_until + CUT_SLACK_S)
+            seen.losses.append(Loss(one.way, end - max(position, start), one.said_at, until))
     for position, frames in found.pauses:
         if position not in starts:
             index = min(_index_at(heard, position, found), len(times) - 1)

@@ -134,6 +134,8 @@ class Comparison:
     long."""
     unheard: int = 0
     """At the end of what was sent, and never arrived."""
+    arrived: int = 0
+    """Levels up to the last that was recognised."""
 
     def take_odd(self, odd: int) -> None:
         """So many frames were nowhere together: a beginning that was cut at once, or another's."""
@@ -195,7 +197,7 @@ def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparis
         found.matched += 1
         last = index + 1
     found.take_odd(odd)
-    found.unheard = len(sent) - at
+    found.unheard, found.arrived = len(sent) - at, last
     return found
 
 

@@ -354,6 +354,23 @@ def test_what_was_said_to_a_process_that_was_overtaken_is_lost_in_its_own_way(cl
     assert [(loss.way, loss.frames) for loss in seen.losses] == [(way, 100)]
 
 
+def test_what_was_held_up_and_is_cut_in_the_end_is_lost_when_it_is_cut():
+    spoken = levels_of(1, 200)
+    moments = [(11.0, "says 1"), (11.5, "completes")]
+
+    seen = judge_call(
+        said=b"",
+        heard=(spoken[:195], times(195, 15.5)),  # until 19.4; it was due at 19
+        sessions=[SessionSeen(b"", times(0), moments)],
+        frames_of={"1": 200},
+        **facts(),
+    )
+
+    (loss,) = seen.losses
+    assert (loss.way, loss.frames) == ("agent", 5)
+    assert loss.since <= 19.4 <= loss.until
+
+
 def test_a_caller_s_frames_that_did_not_arrive_are_lost_when_they_were_due():
     said = levels_of(7, 500)
 
