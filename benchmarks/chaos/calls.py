@@ -18,7 +18,8 @@ from benchmarks.chaos.numbered import (
     times_of,
 )
 
-OVERTAKEN = "agent whose process was overtaken"
+CALLER, AGENT, OVERTAKEN = "caller", "agent", "agent whose process was overtaken"
+"""Whose audio was lost."""
 INTERRUPTED = "is interrupted"
 CUT_SLACK_S = 1.0
 """How much later than it says a model may have interrupted: its clock is read after that."""
@@ -31,7 +32,7 @@ class Loss:
     """Frames that were said in one direction and did not arrive."""
 
     way: str
-    """``caller``, ``agent`` or :data:`OVERTAKEN`."""
+    """:data:`CALLER`, :data:`AGENT` or :data:`OVERTAKEN`."""
     frames: int
     since: float
     until: float
@@ -91,7 +92,7 @@ class _Utterance:
     said_at: float
     is_whole: bool
     """All of it was sent, and nobody cut it."""
-    way: str = "agent"
+    way: str = AGENT
 
 
 def judge_call(
@@ -120,12 +121,12 @@ def judge_call(
         upward = compare(said, arrived)
         seen.caller_frames = upward.matched
         seen.caller_tail = upward.unheard
-        seen.losses += [Loss("caller", gap.frames, *times_of(gap, times)) for gap in upward.gaps]
+        seen.losses += [Loss(CALLER, gap.frames, *times_of(gap, times)) for gap in upward.gaps]
         seen.doubled += upward.doubled
         seen.strange_up = upward.strange
     utterances: list[_Utterance] = []
     for session, later in zip_longest(sessions, sessions[1:]):
-        way = OVERTAKEN if later is not None and _is_overtaken(session, later) else "agent"
+        way = OVERTAKEN if later is not None and _is_overtaken(session, later) else AGENT
         utterances += (replace(one, way=way) for one in _utterances(session.moments, frames_of))
     cuts = [at for session in sessions for at, what in session.moments if what == INTERRUPTED]
     _judge_agent(seen, utterances, cuts, *heard)

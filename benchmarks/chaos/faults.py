@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from benchmarks.chaos import cgroups
-from benchmarks.chaos.calls import OVERTAKEN
+from benchmarks.chaos.calls import AGENT, CALLER, OVERTAKEN
 from benchmarks.chaos.database import why_no_postgresql
 from benchmarks.chaos.schedule import Kind, Planned
 from benchmarks.chaos.world import World, limited
@@ -25,7 +25,6 @@ MEDIA = "/stream HTTP/1.1"
 """What the first bytes of a media socket have in them."""
 Act = Callable[[World, Planned], AbstractAsyncContextManager[int | None]]
 """Does it; may tell how many connections it has met."""
-CALLER, AGENT = "caller", "agent"
 BOTH = frozenset({CALLER, AGENT, OVERTAKEN})
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.chaos.calls import CallSeen
+from benchmarks.chaos.calls import CALLER, CallSeen
 from benchmarks.chaos.faults import Excuse
 from benchmarks.chaos.numbered import FRAME_S
 from benchmarks.chaos.world import Record
@@ -203,9 +203,7 @@ def _audio(seen: Seen) -> Iterator[Broken]:
             call.caller_tail > TAIL_FRAMES
             and _was_served(call)
             # Who hangs up on a server that is held up is not listened to any more.
-            and not any(
-                "caller" in fault.excuse.loses or fault.excuse.is_deaf for fault in near_end
-            )
+            and not any(CALLER in fault.excuse.loses or fault.excuse.is_deaf for fault in near_end)
         ):
             lost_ms = round(1000 * FRAME_S * call.caller_tail)
             what = f"the caller's last {lost_ms} ms did not arrive"

@@ -22,7 +22,7 @@ from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.simulators.gemini import MODEL_SCRIPTS, GeminiSimulator
 from tests.asterisk.conftest import KEY, exchange_of, nothing_left
-from tests.asterisk.test_real import SPEECH, THEM, US, ended, hears_speech
+from tests.asterisk.test_real import SPEECH, THEM, US, ended, hears_speech, talk_shortly
 from tests.support.asterisk import SECRET, USER, Asterisk, needs_asterisk, until
 from tests.support.redis_servers import SECRET as CLUSTER_SECRET
 from tests.support.sip_phone import Phone, open_phone
@@ -346,11 +346,6 @@ async def test_which_number_is_called_says_who_answers(pbx, tmp_path, nursery):
         f'name = "sales"\nprompt = "You sell."\nnumbers = ["{US}"]\n'
     )
     async with exchange_of(pbx, agents=tmp_path / "agents") as exchange, exchange.phone() as phone:
-        nursery.start_soon(phone.run)
-        await phone.call(US)
-        await hears_speech(phone)
-        call = await exchange.only_call()
-        await phone.hang_up()
-        await ended(exchange, call)
+        call = await talk_shortly(exchange, phone, nursery)
 
     assert call.conversation.party.agent.name == "sales"

@@ -74,14 +74,20 @@ async def ended(exchange, call) -> None:
         await exchange.nothing_left()
 
 
+async def talk_shortly(exchange, phone, nursery):
+    """Have somebody call, be greeted and hang up: the call, which is over."""
+    nursery.start_soon(phone.run)
+    await phone.call(US)
+    await hears_speech(phone)
+    call = await exchange.only_call()
+    await phone.hang_up()
+    await ended(exchange, call)
+    return call
+
+
 async def test_a_caller_is_greeted_and_hangs_up(exchange, nursery):
     async with exchange.phone() as phone:
-        nursery.start_soon(phone.run)
-        await phone.call(US)
-        await hears_speech(phone)
-        call = await exchange.only_call()
-        await phone.hang_up()
-        await ended(exchange, call)
+        call = await talk_shortly(exchange, phone, nursery)
 
     assert call.end_reason == "caller-hung-up"
     assert call.direction == "inbound"
@@ -114,12 +120,7 @@ async def test_a_call_with_the_longest_name_talks_and_is_found_in_its_record(nur
         exchange_of(pbx, database_url=database, recent_calls=0) as exchange,
         exchange.phone() as phone,
     ):
-        nursery.start_soon(phone.run)
-        await phone.call(US)
-        await hears_speech(phone)
-        call = await exchange.only_call()
-        await phone.hang_up()
-        await ended(exchange, call)
+        call = await talk_shortly(exchange, phone, nursery)
         await exchange.server.service.records.wait_saved()
         found = await exchange.server.http.get(f"/calls/{call.call_sid}")
 

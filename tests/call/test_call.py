@@ -408,9 +408,7 @@ async def test_an_agent_that_hangs_up_and_says_nothing_is_cut_at_the_deadline(
     nursery, autojump_clock
 ):
     rig = Rig(farewell_timeout_s=4.0)
-    nursery.start_soon(rig.call.run)
-    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
-    await wait_all_tasks_blocked()
+    await rig.begin(nursery)
     rig.call.hang_up_when_heard()
     await rig.call.finished.wait()
 
@@ -420,9 +418,7 @@ async def test_an_agent_that_hangs_up_and_says_nothing_is_cut_at_the_deadline(
 
 async def test_a_farewell_longer_than_its_timeout_is_heard_to_its_end(nursery, autojump_clock):
     rig = Rig(farewell_timeout_s=4.0, media_timeout_s=60.0)
-    nursery.start_soon(rig.call.run)
-    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
-    await wait_all_tasks_blocked()
+    await rig.begin(nursery)
     rig.audio(SECOND_PCM * 12, turn=1)
     rig.session.event(GenerationComplete(1))
     rig.call.hang_up_when_heard()
@@ -439,9 +435,7 @@ async def test_a_farewell_of_which_no_end_is_told_is_cut_after_it_must_have_been
     nursery, autojump_clock
 ):
     rig = Rig(farewell_timeout_s=4.0, media_timeout_s=60.0)
-    nursery.start_soon(rig.call.run)
-    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
-    await wait_all_tasks_blocked()
+    await rig.begin(nursery)
     rig.audio(SECOND_PCM * 12, turn=1)
     rig.session.event(GenerationComplete(1))
     rig.call.hang_up_when_heard()
@@ -455,9 +449,7 @@ async def test_an_answer_to_who_speaks_over_the_farewell_has_time_of_its_own(
     nursery, autojump_clock
 ):
     rig = Rig(farewell_timeout_s=4.0, media_timeout_s=60.0)
-    nursery.start_soon(rig.call.run)
-    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
-    await wait_all_tasks_blocked()
+    await rig.begin(nursery)
     rig.audio(SECOND_PCM * 6, turn=1)
     rig.call.hang_up_when_heard()
     await trio.sleep(3.0)
@@ -535,9 +527,7 @@ async def test_a_call_that_has_to_end_says_goodbye_and_ends_when_that_was_heard(
 
 async def test_a_goodbye_that_never_comes_is_waited_for_only_so_long(nursery, autojump_clock):
     rig = Rig(farewell_timeout_s=2.0)
-    nursery.start_soon(rig.call.run)
-    nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
-    await wait_all_tasks_blocked()
+    await rig.begin(nursery)
     began = trio.current_time()
     rig.call.farewell.begin(EndReason.DRAINED)
     rig.call.farewell.begin(EndReason.HUNG_UP)

@@ -61,9 +61,7 @@ class Line(Rig):
         self.nursery = nursery
 
     async def answer(self) -> None:
-        self.nursery.start_soon(self.call.run)
-        self.connect()
-        await wait_all_tasks_blocked()
+        await self.begin(self.nursery)
 
     def connect(self) -> None:
         self.nursery.start_soon(self.call.serve, self.media, self.media.start())
@@ -708,7 +706,8 @@ async def test_a_caller_who_is_away_may_be_away_for_as_long_as_it_rings(autojump
     assert "line lost" not in line.noted
 
 
-async def test_a_message_to_a_machine_that_was_cut_off_is_left_again(autojump_clock, nursery):
+async def leaving_message(nursery: trio.Nursery) -> Line:
+    """A call that a machine has taken, and whose agent has been asked for the message."""
     line = Line(
         nursery,
         patience=QUIET,
@@ -718,6 +717,11 @@ async def test_a_message_to_a_machine_that_was_cut_off_is_left_again(autojump_cl
     await line.answer()
     line.call.report_machine(MachineVerdict("CA1", By.MACHINE_END_BEEP, 3.0))
     await trio.sleep(3.1)
+    return line
+
+
+async def test_a_message_to_a_machine_that_was_cut_off_is_left_again(autojump_clock, nursery):
+    line = await leaving_message(nursery)
     asked = len(line.texts)
     line.says(4, turn=1)
     await trio.sleep(1.0)
@@ -740,15 +744,7 @@ async def test_a_message_to_a_machine_that_was_cut_off_is_left_again(autojump_cl
 async def test_half_a_message_is_not_left_when_the_model_is_lost_in_the_middle_of_it(
     autojump_clock, nursery
 ):
-    line = Line(
-        nursery,
-        patience=QUIET,
-        voicemail=VoicemailPolicy.LEAVE_MESSAGE,
-        agent=Agent(greeting="", voicemail="Call me."),
-    )
-    await line.answer()
-    line.call.report_machine(MachineVerdict("CA1", By.MACHINE_END_BEEP, 3.0))
-    await trio.sleep(3.1)
+    line = await leaving_message(nursery)
     await line.loses_model(heard_s=2, turn=1)
     await trio.sleep(5.0)
     half = line.call.end_reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 from prometheus_client import CollectorRegistry
+from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
 from server.call.call import Call
@@ -52,6 +53,12 @@ class Rig:
     @property
     def session(self):
         return self.model.session
+
+    async def begin(self, nursery: trio.Nursery) -> None:
+        """Have the call run, and the phone leave the hook."""
+        nursery.start_soon(self.call.run)
+        nursery.start_soon(self.call.serve, self.media, self.media.start())
+        await wait_all_tasks_blocked()
 
     def audio(self, pcm: bytes, turn: int) -> None:
         self.session.event(AgentAudio(pcm, turn, trio.current_time()))
