@@ -31,8 +31,9 @@ from server.cluster.redis.scripts import Step
 from server.errors import CallRefused, ConfigurationError, ModelError, ServerError, innermost
 from server.events.targets import AddressRefused, GuardedBackend
 from server.model import ModelAccount
-from server.records.database import Database, check_database, database_url
-from server.records.tables import SCHEMA_VERSION
+from server.records.database.database import Database
+from server.records.database.tables import SCHEMA_VERSION
+from server.records.database.url import check_database, database_url
 from server.settings.cluster import registry_address
 from server.settings.settings import Settings
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.records.tables import shown
+from server.records.database.tables import shown
 
 MAX_NEWS = 4_000
 MAX_BYTES = 1024 * 1024

@@ -17,7 +17,7 @@ from server.call.call import Call
 from server.call.conversation import Conversation, Stage
 from server.console.journal import Batch, Journal
 from server.errors import CallRefused
-from server.records.tables import fitted
+from server.records.database.tables import fitted
 from server.service import Service
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

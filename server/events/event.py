@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
 from server.events.targets import target_of
+from server.records.database.tables import FIRST_GENERATION, shown
 from server.records.outbox import OutboxEvent
-from server.records.tables import FIRST_GENERATION, shown
 
 Kind: TypeAlias = Literal[
     "call.started",

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 
 from sqlalchemy.engine import URL
 
-from server.records.tables import EVENTS, checked, shown, writable
+from server.records.database.tables import EVENTS, checked, shown, writable
 
 try:
     import fcntl

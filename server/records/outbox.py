@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import sqlalchemy as sql
 
-from server.records import statements
-from server.records.database import Database, is_about_data
-from server.records.tables import FOUND_OVER, MAX_NUMBER, calls, events, storable
+from server.records.database import statements
+from server.records.database.database import Database
+from server.records.database.errors import is_about_data
+from server.records.database.tables import FOUND_OVER, MAX_NUMBER, calls, events, storable
 
 MAX_ERROR_CHARS = 200
 REPLAYED = 1_000

@@ -20,19 +20,12 @@ from server.hooks.sockets import NoThread
 from server.metrics import Metrics
 from server.pace import Backoff
 from server.records.aside import Aside, read_lines
-from server.records.database import (
-    DAY_S,
-    OPEN_TIMEOUT_S,
-    THEIRS,
-    Database,
-    DatabaseClosed,
-    Refused,
-    SchemaTooNew,
-    check_database,
-    database_url,
-)
+from server.records.database.connecting import OPEN_TIMEOUT_S
+from server.records.database.database import Database, Refused
+from server.records.database.errors import THEIRS, DatabaseClosed, SchemaTooNew
+from server.records.database.tables import KEPT_AT, SINCE, SUMMARY, fitted
+from server.records.database.url import check_database, database_url
 from server.records.outbox import Outbox, OutboxEvent
-from server.records.tables import KEPT_AT, SINCE, SUMMARY, fitted
 from server.records.told import Told, beside, events_beside
 from server.records.unsaved import Unsaved
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
@@ -40,6 +33,7 @@ from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
+DAY_S = 86_400.0
 PUT_ASIDE = 2_500
 """Records, or events of calls without one, that are put aside at once when many wait."""
 BATCH = 100

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.records import statements
-from server.records.database import Database
+from server.records.database import statements
+from server.records.database.database import Database
 from server.records.words import Wanted
 
 MAX_REPLIES = 40

@@ -11,8 +11,8 @@ from typing import Any
 import structlog
 
 from server.metrics import RecordMetrics
+from server.records.database.tables import EVENTS
 from server.records.outbox import OutboxEvent
-from server.records.tables import EVENTS
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from server.errors import ServerError
-from server.records.tables import DEFAULT_AGENT, FIRST_GENERATION, fitted
+from server.records.database.tables import DEFAULT_AGENT, FIRST_GENERATION, fitted
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,8 @@ from server.errors import (
 )
 from server.hooks.trio_clock import missed_s
 from server.logs import Sparing, log_stranger
+from server.records.database.tables import FIRST_GENERATION
 from server.records.store import Records
-from server.records.tables import FIRST_GENERATION
 from server.records.traces import NoTraces, Traces
 from server.switchboard.admission import Admission, Limits, draining, failed
 from server.switchboard.early import EarlyUpdates

@@ -21,9 +21,9 @@ from server.carrier.webhooks import EndCall, Reply, SayAndEndCall
 from server.errors import ServerError
 from server.events.event import CallTold, Kind
 from server.events.events import Events
+from server.records.database.tables import FOUND_OVER
 from server.records.recording import Recorder
 from server.records.store import Records
-from server.records.tables import FOUND_OVER
 from server.records.words import CallRecord, Cursor, RecordsUnavailable, Wanted
 from server.switchboard.making import one_calls_trouble
 

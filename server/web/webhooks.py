@@ -29,7 +29,7 @@ from server.carrier.webhooks import EndCall, Reply
 from server.errors import CarrierProtocolError, ServerError
 from server.logs import Sparing
 from server.pace import Pace
-from server.records.tables import FIRST_GENERATION
+from server.records.database.tables import FIRST_GENERATION
 from server.service import Service
 from server.switchboard.rescue import CallLost
 from server.web.api import error_body

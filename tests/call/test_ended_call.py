@@ -31,9 +31,10 @@ from server.model import (
     GenerationComplete,
     TurnComplete,
 )
-from server.records.database import Database, database_url
+from server.records.database.database import Database
+from server.records.database.tables import KEPT_AT, NOT_WHOLE, fitted
+from server.records.database.url import database_url
 from server.records.recording import Recorder
-from server.records.tables import KEPT_AT, NOT_WHOLE, fitted
 from server.records.words import Wanted
 from server.signal import Once
 from server.switchboard.register import Register

@@ -20,7 +20,7 @@ from websockets.trio.client import connect
 from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seen
 from server.dialogue.endings import EndReason
-from server.records.database import Database
+from server.records.database.database import Database
 from server.switchboard.rescue import Rescue
 from server.web.elsewhere import DENIALS, ORPHAN_S
 from tests.call.test_call_state import state

@@ -29,9 +29,10 @@ from server.records import store as store_module
 from server.records import told as told_module
 from server.records import unsaved as unsaved_module
 from server.records.aside import Aside, read_lines
-from server.records.database import Database, database_url
+from server.records.database.database import Database
+from server.records.database.tables import KEPT_AT, NOT_WHOLE, SUMMARY, calls, fitted
+from server.records.database.url import database_url
 from server.records.outbox import OutboxEvent
-from server.records.tables import KEPT_AT, NOT_WHOLE, SUMMARY, calls, fitted
 from server.records.words import Cursor
 from tests.records.test_records import (
     BEGAN,
@@ -781,7 +782,7 @@ async def test_what_a_hanging_database_does_not_take_at_a_stop_goes_to_a_file(
 
 
 def test_a_connection_that_is_lost_is_no_fault_of_the_record():
-    from server.records.database import is_about_data
+    from server.records.database.errors import is_about_data
 
     assert not is_about_data(OperationalError("INSERT", {}, Exception("server closed")))
 

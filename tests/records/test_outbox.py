@@ -6,9 +6,10 @@ import pytest
 import sqlalchemy as sql
 
 from server.events.places import Places
-from server.records.database import Database, database_url
+from server.records.database.database import Database
+from server.records.database.tables import FOUND_OVER
+from server.records.database.url import database_url
 from server.records.outbox import Outbox, OutboxEvent, Sent
-from server.records.tables import FOUND_OVER
 from tests.support.databases import postgresql
 
 pytestmark = pytest.mark.sockets

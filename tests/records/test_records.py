@@ -18,14 +18,15 @@ from prometheus_client import CollectorRegistry
 from server.carrier import MAX_CALL_SID_CHARS
 from server.errors import ConfigurationError
 from server.metrics import Metrics
-from server.records import database as database_module
-from server.records import statements
 from server.records import store as store_module
 from server.records import unsaved as unsaved_module
-from server.records.database import Database, SchemaTooNew, database_url
+from server.records.database import connecting, statements
+from server.records.database.database import Database
+from server.records.database.errors import SchemaTooNew
+from server.records.database.tables import KEPT_AT, NOT_WHOLE, calls, tables
+from server.records.database.url import database_url
 from server.records.outbox import OutboxEvent
 from server.records.store import Records
-from server.records.tables import KEPT_AT, NOT_WHOLE, calls, tables
 from server.records.words import Cursor, RecordsUnavailable, StoredRequest, Wanted
 from tests.support.databases import postgresql
 from tests.support.limits import no_threads
@@ -63,7 +64,7 @@ def record(number: int, *, created_at: float | None = None, **differences) -> di
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # where files are put with what the database does not take
-    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(connecting, "LOCK_TIMEOUT_S", 0.02)
     monkeypatch.setattr(store_module, "RETRY_S", (0.01, 0.05))
     monkeypatch.setattr(store_module, "LAST_RETRY_S", (0.01, 0.05))
     monkeypatch.setattr(store_module, "FLUSH_TIMEOUT_S", 1.0)  # of all that is tried in vain
@@ -172,11 +173,11 @@ async def test_records_are_there_after_a_restart(file_url):
 
 
 def test_processes_that_begin_together_make_one_database(file_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(connecting, "LOCK_TIMEOUT_S", 5.0)
     together = threading.Barrier(8)
 
     def begin(number: int) -> None:
-        database = database_module.Database(database_module.database_url(file_url))
+        database = Database(database_url(file_url))
         together.wait()
         database.write([record(number)])
         database.close()
@@ -186,7 +187,7 @@ def test_processes_that_begin_together_make_one_database(file_url, tmp_path, mon
 
     with closing(sqlite3.connect(tmp_path / "offhook.db")) as other:
         assert other.execute("SELECT version FROM offhook_schema").fetchall() == [
-            (database_module.SCHEMA_VERSION,)
+            (connecting.SCHEMA_VERSION,)
         ]
         assert other.execute("SELECT count(*) FROM offhook_calls").fetchall() == [(8,)]
 
@@ -566,9 +567,9 @@ async def test_an_older_database_is_brought_up_to_date(url, monkeypatch):
         def add_column(connection: sql.Connection) -> None:
             connection.execute(sql.text("ALTER TABLE offhook_calls ADD COLUMN mood VARCHAR(8)"))
 
-        newer = database_module.SCHEMA_VERSION + 1
-        monkeypatch.setattr(database_module, "SCHEMA_VERSION", newer)
-        monkeypatch.setattr(database_module, "MIGRATIONS", {newer - 1: add_column})
+        newer = connecting.SCHEMA_VERSION + 1
+        monkeypatch.setattr(connecting, "SCHEMA_VERSION", newer)
+        monkeypatch.setattr(connecting, "MIGRATIONS", {newer - 1: add_column})
         records._database._ready = False
         assert await records.get(record(1)["call_sid"]) == record(1)
         with records._database._engine.connect() as connection:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from server.records.tables import SUMMARY
+from server.records.database.tables import SUMMARY
 from server.records.words import CallDetails, CallRecord, Cursor, ReplyRecord
 
 RECORD = CallRecord(

@@ -13,7 +13,7 @@ import pytest
 from server.app import create_app
 from server.commands.line import main
 from server.errors import ConfigurationError
-from server.records.database import check_database
+from server.records.database.url import check_database
 from server.settings.file import read_settings_file
 from server.settings.numbers import own_number
 from server.settings.settings import Settings

@@ -414,7 +414,7 @@ async def test_a_server_that_is_shut_down_has_not_failed(fast_clock):
     "step",
     [
         "server.records.recording.Recordings._delete_old",
-        "server.records.database.Database.write",
+        "server.records.database.database.Database.write",
         "server.switchboard.admission.LagMeter.record",
         "server.garbage.gc.get_count",
     ],

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 import trio
 
+from server.records.database.tables import FOUND_OVER
 from server.records.store import Records
-from server.records.tables import FOUND_OVER
 from server.records.words import RecordsUnavailable
 from server.switchboard.register import LOOK_UP_TIMEOUT_S, Register
 

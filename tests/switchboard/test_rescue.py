@@ -27,8 +27,9 @@ from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
 from server.errors import CallNotInProgress, CallRefused, CarrierError
 from server.events.event import CallTold
-from server.records.database import Database, database_url
-from server.records.tables import FOUND_OVER, fitted
+from server.records.database.database import Database
+from server.records.database.tables import FOUND_OVER, fitted
+from server.records.database.url import database_url
 from server.switchboard.calls import Calls
 from server.switchboard.rescue import REPLACES_S, TRY_AGAIN_S, CallLost, Rescue, Unsettled
 from server.switchboard.tickets import MAX_STREAMS_PER_MIN, Tickets

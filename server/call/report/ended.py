@@ -18,7 +18,7 @@ from server.call.report.progress import Progress
 from server.carrier import CallStatus, StatusUpdate
 from server.dialogue.endings import EndReason
 from server.errors import ServerError
-from server.records.tables import KEPT_AT, NOT_WHOLE, checked, fitted, shown
+from server.records.database.tables import KEPT_AT, NOT_WHOLE, checked, fitted, shown
 from server.records.words import CallDetails
 from server.signal import Once
 

@@ -15,7 +15,7 @@ from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
 from server.dialogue.transcript import Transcript
 from server.metrics import Metrics
-from server.records.tables import writable
+from server.records.database.tables import writable
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

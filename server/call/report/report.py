@@ -16,7 +16,7 @@ from server.dialogue.endings import EndReason
 from server.hooks.trio_clock import missed_s
 from server.logs import masked
 from server.metrics import Metrics, add
-from server.records.tables import FIRST_GENERATION
+from server.records.database.tables import FIRST_GENERATION
 from server.records.words import CallDetails, CallRecord, ReplyRecord
 from server.signal import Once
 

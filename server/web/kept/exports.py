@@ -13,7 +13,7 @@ import trio
 from quart import Quart, Response
 from quart_schema import validate_querystring
 
-from server.records.tables import SUMMARY
+from server.records.database.tables import SUMMARY
 from server.records.words import Cursor, RecordsUnavailable
 from server.service import Service
 from server.switchboard.register import Page

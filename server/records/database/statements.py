@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from server.records.tables import HAD_TROUBLE, SUMMARY, calls, events, requests, storable
+from server.records.database.tables import HAD_TROUBLE, SUMMARY, calls, events, requests, storable
 from server.records.words import Wanted
 
 

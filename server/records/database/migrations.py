@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from server.carrier import MAX_CALL_SID_CHARS
-from server.records.tables import calls, events
+from server.records.database.tables import calls, events
 
 
 def _nothing_to_change(connection: sql.Connection) -> None:
