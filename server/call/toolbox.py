@@ -15,6 +15,7 @@ import trio
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from server.agent.tool import MAX_ERROR, MAX_RESULT_BYTES, LiveCall, Tool, ToolError
+from server.errors import innermost
 from server.logs.authors import hint_of
 from server.metrics import Metrics
 from server.model import ToolCall, ToolResult
@@ -224,27 +225,23 @@ class Toolbox:
             known = ", ".join(self._tools) or "none at all"
             return "unknown", _error(f"there is no function of this name; there are: {known}")
         timeout_s = self._timeout_s if wanted.timeout_s is None else wanted.timeout_s
+        told = (
+            "timeout",
+            _error(
+                f"no answer within {timeout_s:g} seconds. Tell the caller that it did not work."
+            ),
+        )
+        # By except*, for a function with a nursery of its own may fail while it is cancelled: what
+        # went wrong ends here, and Cancelled alone goes on to whoever has cancelled it.
         try:
             with trio.move_on_after(timeout_s):
                 return "ok", _response(await wanted.run(call.arguments, self._call, self._threads))
-        except ToolError as error:
-            return "error", _error(str(error))
-        except (Exception, SystemExit) as error:
-            # A bug in a tool is no reason to lose a call. Its message may hold what somebody said,
-            # so only its kind and its place are told.
-            frames = traceback.format_tb(error.__traceback__)
-            hint = {"hint": found} if (found := hint_of(error)) else {}
-            logger.error(  # noqa: TRY400
-                "tool failed",
-                tool=wanted.name,
-                error=type(error).__name__,
-                where="".join(frames),
-                **hint,
-            )
-            return "failed", _error("the function failed; calling it again will not help")
-        return "timeout", _error(
-            f"no answer within {timeout_s:g} seconds. Tell the caller that it did not work."
-        )
+        except* ToolError as errors:
+            told = "error", _error(str(innermost(errors)))
+        except* (Exception, SystemExit) as errors:
+            _log_failure(wanted.name, innermost(errors))
+            told = "failed", _error("the function failed; calling it again will not help")
+        return told
 
     def _remember(self, call: ToolCall, response: Mapping[str, Any]) -> int:
         """Keep an answer, and let go of the oldest ones; returns its size in bytes."""
@@ -268,6 +265,21 @@ _TOO_MANY = (
     "too many functions were called at once, and this one was not run. Call one at a time, and "
     "only what you need."
 )
+
+
+def _log_failure(name: str, error: BaseException) -> None:
+    """A tool has a bug, which is no reason to lose a call.
+
+    Its message may hold what somebody said, so only its kind and its place are told.
+    """
+    hint = {"hint": found} if (found := hint_of(error)) else {}
+    logger.error(
+        "tool failed",
+        tool=name,
+        error=type(error).__name__,
+        where="".join(traceback.format_tb(error.__traceback__)),
+        **hint,
+    )
 
 
 def _error(message: str) -> Mapping[str, Any]:

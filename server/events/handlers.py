@@ -196,7 +196,8 @@ class Handling:
             with trio.move_on_after(TIMEOUT_S):
                 await handler.function(content)
                 outcome = "ok"
-        except (Exception, SystemExit):  # whatever a function of the user's may do
+        # Whatever a function of the user's may do; by except*, as it may while it is cancelled.
+        except* (Exception, SystemExit):
             outcome = "error"
             logger.exception(
                 "event handler failed", handler=handler.name, event_type=content["type"]

@@ -24,6 +24,7 @@ from server.agent.roster.roster import Roster
 from server.agent.roster.routing import choose
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
+from tests.support.toolboxes import clean_up_badly
 
 DEFAULT = Agent(prompt="Keep {{braces}}.")
 DESK = Agent(name="desk", numbers=("+584125550001",), prompt="You work for {{shop}}.")
@@ -120,6 +121,16 @@ async def test_a_route_that_wants_to_exit_leaves_the_call_to_the_fallback():
         sys.exit(1)
 
     assert (await choose(agents_with(route, "desk"), INBOUND, timeout_s=1.0)).name == "desk"
+
+
+async def test_a_route_that_fails_as_nobody_waits_for_it_any_more_raises_nothing(autojump_clock):
+    async def route(call):
+        await clean_up_badly("of the user's")
+
+    with trio.move_on_after(0.5) as waiting:
+        await choose(agents_with(route, "desk"), INBOUND, timeout_s=1.0)
+
+    assert waiting.cancelled_caught
 
 
 def test_a_text_that_values_make_too_long_is_refused():

@@ -18,7 +18,7 @@ from server.agent.builtin import hang_up
 from server.agent.tool import MAX_RESULT_BYTES, LiveCall, ToolError, tool
 from server.call.toolbox import LoopBreaker
 from server.model import ToolCall, ToolResult
-from tests.support.toolboxes import Bench, echo, slowly
+from tests.support.toolboxes import Bench, clean_up_badly, echo, slowly
 
 
 @tool
@@ -26,6 +26,12 @@ async def broken() -> str:
     """Fail."""
     said = str(41 * 100 + 11)
     raise RuntimeError(said)
+
+
+@tool
+async def untidy() -> None:
+    """Fail when it is cancelled."""
+    await clean_up_badly(str(41 * 100 + 11))
 
 
 class Room(BaseModel):
@@ -272,6 +278,65 @@ async def test_a_tool_that_wants_to_exit_ends_nothing(autojump_clock, bench):
     await wait_all_tasks_blocked()
 
     assert "the function failed" in str(at_work.responses)
+
+
+async def test_a_tool_that_fails_as_it_is_taken_back_ends_nothing(autojump_clock, bench, capsys):
+    at_work = bench(untidy, echo)
+    identity = at_work.ask("untidy")
+    await wait_all_tasks_blocked()
+    at_work.box.cancel((identity,))
+    await wait_all_tasks_blocked()
+    at_work.ask("echo", value=1)
+    await wait_all_tasks_blocked()
+
+    said = "".join(capsys.readouterr())
+    assert at_work.responses == [{"output": 1}]
+    assert at_work.count("untidy", "cancelled") == 1
+    assert "RuntimeError" in said
+    assert "in work" in said
+    assert "4111" not in said
+
+
+async def test_a_tool_that_fails_at_its_deadline_is_answered(autojump_clock, bench):
+    at_work = bench(untidy, timeout_s=4.0)
+    at_work.ask("untidy")
+    await trio.sleep(5)
+
+    assert "the function failed" in str(at_work.responses)
+
+
+async def test_a_tool_that_fails_as_its_call_ends_is_no_fault_of_the_calls(autojump_clock, capsys):
+    at_work = Bench([untidy], timeout_s=4.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(at_work.box.run, at_work.answer)
+        at_work.ask("untidy")
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert "RuntimeError" in "".join(capsys.readouterr())
+
+
+async def test_what_a_task_of_a_tools_does_is_what_the_tool_does(autojump_clock, bench):
+    async def refuse() -> None:
+        raise ToolError("the shop is closed")
+
+    async def leave() -> None:
+        sys.exit(1)
+
+    @tool
+    async def divided(leaves: bool) -> None:
+        """Do it in a task."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave if leaves else refuse)
+
+    at_work = bench(divided)
+    at_work.ask("divided", leaves=False)
+    await wait_all_tasks_blocked()
+    at_work.ask("divided", leaves=True)
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses[0] == {"error": "the shop is closed"}
+    assert "the function failed" in at_work.responses[1]["error"]
 
 
 async def test_what_a_tool_wants_said_is_said(autojump_clock, bench):

@@ -16,6 +16,7 @@ from server.events import handlers as handlers_module
 from server.events.event import CallTold, payload_of
 from server.events.handlers import Handling, load_handlers, on
 from server.metrics import Metrics
+from tests.support.toolboxes import clean_up_badly
 
 
 def event(kind, call_sid="CA1", **facts):
@@ -143,6 +144,22 @@ async def test_a_function_that_wants_to_exit_fails_alone(nursery, autojump_clock
     await wait_all_tasks_blocked()
 
     assert outcomes(metrics)["error"] == 2
+
+
+async def test_a_function_that_fails_as_the_server_stops_raises_nothing(autojump_clock):
+    @on()
+    async def untidy(event):
+        await clean_up_badly("no")
+
+    metrics = Metrics(CollectorRegistry())
+    handling = Handling([untidy], metrics)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handling.run)
+        handling.tell(*event("call.started"))
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert outcomes(metrics)["ok"] == 0
 
 
 async def test_a_server_that_stops_has_every_function_called_first(nursery, autojump_clock):

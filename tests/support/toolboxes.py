@@ -55,6 +55,20 @@ class FakeCall:
         self.keys += keys
 
 
+async def clean_up_badly(words: str) -> None:
+    """Work in two tasks until cancelled: one ends then, and the other's clean-up fails."""
+
+    async def work() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise RuntimeError(words)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        nursery.start_soon(work)
+
+
 def is_busy(box: Toolbox) -> bool:
     """Whether the model waits for an answer."""
     return bool(box._open)

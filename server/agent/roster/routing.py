@@ -10,6 +10,7 @@ import trio
 
 from server.agent.agent import Agent
 from server.agent.roster.agents import Agents, Choice, NewCall, VariablesWrong, filled
+from server.errors import innermost
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -50,16 +51,18 @@ async def _asked(
         return by_number, call.variables
     fallback = agents.by_name[agents.fallback]
     answer: object = None
+    has_failed = False
     try:
         with trio.move_on_after(timeout_s) as waiting:
             answer = await agents.route(call)
         if waiting.cancelled_caught:
             logger.warning("route failed", reason="late", timeout_s=timeout_s)
             return fallback, call.variables
-    except (Exception, SystemExit) as error:
-        # Its message may hold what only the caller's number leads to, so its kind and place are it.
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        logger.warning("route failed", reason=type(error).__name__, where=frames)
+    except* (Exception, SystemExit) as errors:
+        # By except*, for what goes wrong while a route is cancelled may not go on with Cancelled.
+        _log_failure(innermost(errors))
+        has_failed = True
+    if has_failed:
         return fallback, call.variables
     if answer is None:
         return by_number, call.variables
@@ -69,3 +72,9 @@ async def _asked(
         logger.warning("route failed", reason="it answered with no agent that there is")
         return fallback, call.variables
     return agent, {**call.variables, **choice.variables}
+
+
+def _log_failure(error: BaseException) -> None:
+    """A route has failed: its message may hold what only the caller's number leads to."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.warning("route failed", reason=type(error).__name__, where=frames)
