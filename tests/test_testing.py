@@ -159,6 +159,18 @@ def test_a_caller_interrupts_and_presses_keys():
     assert any("1 2 #" in text for text in call.told)
 
 
+def test_an_agent_that_speaks_for_long_is_heard_to_the_end():
+    minute = "This sentence is one that takes the agent about four seconds. " * 15
+
+    call = call_agent(
+        Agent(), AgentSays(minute), CallerSays("Goodbye."), AgentSays(minute), silence_timeout_s=0
+    )
+
+    assert not any(turn.get("cut") for turn in call.record["transcript"])
+    assert call.said == (minute.strip(), minute.strip())
+    assert call.record["duration_s"] > 100
+
+
 def test_time_is_the_callers_and_not_the_worlds():
     call = call_agent(Agent(), GREETS, CallerWaits(120.0), silence_timeout_s=0)
 

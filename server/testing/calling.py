@@ -28,10 +28,8 @@ from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator, ModelScript
 from server.simulators.in_memory import model_in_memory, stream_in_memory
 from server.simulators.phone import PhoneScript, SimulatedPhone, memory_transports, new_sid
-from server.testing.dialogue import AgentCalls, Line, model_script, phone_script
+from server.testing.dialogue import LONGEST_CALL_S, AgentCalls, Line, model_script, phone_script
 
-LONGEST_CALL_S = 7_200.0
-"""Of virtual time; a call that takes longer fails the test."""
 CALLER = "+15005550199"
 
 

@@ -24,6 +24,8 @@ from server.simulators.phone import (
 CHARS_PER_S = 15.0
 """How fast people speak."""
 FRAMES_PER_S = 50
+LONGEST_CALL_S = 7_200.0
+"""Of virtual time; a call that takes longer fails the test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ def model_script(dialogue: tuple[Line, ...]) -> ModelScript:
 def phone_script(dialogue: tuple[Line, ...]) -> PhoneScript:
     """What the caller does."""
     steps: list[Any] = []
-    listen = (HearSpeech(60.0), HearPause())
+    # However long the agent speaks, nobody but CallerSays(after_s=…) interrupts it.
+    listen = (HearSpeech(60.0), HearPause(timeout_s=LONGEST_CALL_S))
     for line in dialogue:
         match line:
             case CallerSays(text=text, after_s=None):
