@@ -159,6 +159,29 @@ def test_a_caller_interrupts_and_presses_keys():
     assert any("1 2 #" in text for text in call.told)
 
 
+def test_a_caller_who_waits_answers_when_the_wait_is_over():
+    call = call_agent(
+        Agent(),
+        GREETS,
+        CallerWaits(5.0),
+        CallerSays("Hawaii."),
+        AgentSays("One hawaii."),
+        CallerWaits(1.0),
+        CallerWaits(1.0),
+        CallerPresses("1"),
+        AgentSays("Goodbye."),
+        CallerWaits(2.0),
+        silence_timeout_s=0,
+    )
+
+    agent, caller = call.record["transcript"][:2]
+    # About 3.5 s of greeting, 0.9 s until it is noticed that it is over, and the wait.
+    assert 9.0 < caller["at_s"] - agent["at_s"] < 14.0
+    assert call.heard[0] == "Hawaii."
+    assert call.said == (GREETS.text, "One hawaii.", "Goodbye.")
+    assert call.record["duration_s"] < 40
+
+
 def test_an_agent_that_speaks_for_long_is_heard_to_the_end():
     minute = "This sentence is one that takes the agent about four seconds. " * 15
 

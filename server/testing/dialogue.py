@@ -67,7 +67,10 @@ class CallerPresses:
 
 @dataclass(frozen=True, slots=True)
 class CallerWaits:
-    """The caller says nothing for a while."""
+    """The caller waits until the agent has spoken, and says nothing for a while.
+
+    What the caller does next is done then: the agent is not waited for once more.
+    """
 
     duration_s: float
 
@@ -106,17 +109,23 @@ def phone_script(dialogue: tuple[Line, ...]) -> PhoneScript:
     steps: list[Any] = []
     # However long the agent speaks, nobody but CallerSays(after_s=…) interrupts it.
     listen = (HearSpeech(60.0), HearPause(timeout_s=LONGEST_CALL_S))
+    has_waited = False
     for line in dialogue:
+        before = () if has_waited else listen
         match line:
             case CallerSays(text=text, after_s=None):
-                steps += [*listen, SayFrames(_speech(text))]
+                steps += [*before, SayFrames(_speech(text))]
             case CallerSays(text=text, after_s=float() | int() as after_s):
                 steps += [HearSpeech(60.0), Wait(after_s), SayFrames(_speech(text))]
             case CallerPresses(digits=digits):
-                steps += [*listen, Press(digits)]
+                steps += [*before, Press(digits)]
             case CallerWaits(duration_s=duration_s):
-                steps.append(Wait(duration_s))
-    return PhoneScript("scripted", (*steps, *listen, HangUp()), ring_s=0.5)
+                steps += [*before, Wait(duration_s)]
+            case AgentSays() | AgentCalls():
+                continue
+        has_waited = isinstance(line, CallerWaits)
+    end = () if has_waited else listen
+    return PhoneScript("scripted", (*steps, *end, HangUp()), ring_s=0.5)
 
 
 def _speech(text: str) -> Iterator[bytes]:
