@@ -28,10 +28,10 @@ def agent_of(settings: Settings) -> Agent:
         thinking_sound=read_thinking(settings.thinking_sound) if settings.thinking_sound else b"",
         voicemail=settings.voicemail_message or "",
         apology=settings.apology or "",
-        voice=settings.gemini_voice,
-        language=settings.agent_language,
+        voice=settings.gemini_voice or None,
+        language=settings.agent_language or None,
         turn_end=settings.turn_end,
-        events_url=settings.events_url,
+        events_url=settings.events_url or None,
         tools=tools_of(settings),
     )
 

@@ -58,7 +58,7 @@ class MakeCall(BaseModel):
     ]
     prompt: Annotated[str | None, Field(max_length=MAX_PROMPT_CHARS)] = None
     greeting: Annotated[str | None, Field(max_length=MAX_GREETING_CHARS)] = None
-    voice: Annotated[str | None, Field(max_length=64)] = None
+    voice: Annotated[str | None, Field(min_length=1, max_length=64)] = None
     language: Annotated[str | None, Field(max_length=35, pattern=r"^[A-Za-z]{2,3}(-\w+)*$")] = None
     metadata: Annotated[dict[_Fact, _Fact] | None, Field(max_length=MAX_METADATA)] = None
     max_duration_s: Annotated[float | None, Field(gt=0, le=14_400)] = None

@@ -325,6 +325,18 @@ def test_a_module_that_exits_is_told_and_leaves_the_agents_as_they_were(folder):
     assert "agents.py, line 3: SystemExit: no" in refusal(folder)
 
 
+@pytest.mark.parametrize("key", ["voice", "language", "events_url"])
+def test_what_is_empty_is_as_good_as_not_there(folder, key):
+    write(folder, f'name = "desk"\n{key} = " "\n')
+    write(
+        folder, f"from server.agent import Agent\n\nowner = Agent('owner', {key}='')\n", "agents.py"
+    )
+
+    agents = read(folder).by_name
+
+    assert [getattr(agents[name], key) for name in ("desk", "owner")] == [None, None]
+
+
 @pytest.mark.parametrize("key", ["prompt", "greeting", "voicemail_message", "apology"])
 def test_a_text_is_no_longer_than_another_process_would_take_it(folder, key):
     write(folder, f'name = "desk"\nvoicemail = "leave-message"\n{key} = "{"x" * 200_001}"\n')

@@ -46,6 +46,14 @@ def test_errors_name_their_fields():
     assert set(field_errors(caught.value)) == {"destination_number", "max_duration_s", "colour"}
 
 
+@pytest.mark.parametrize("name", ["voice", "language"])
+def test_a_voice_or_a_language_has_a_name(name):
+    with pytest.raises(ValidationError) as caught:
+        MakeCall.model_validate({"destination_number": "+15005550006", name: ""})
+
+    assert set(field_errors(caught.value)) == {name}
+
+
 def test_a_call_changes_only_what_it_says():
     call = MakeCall.model_validate({"destination_number": "+15005550006", "voice": "Puck"})
 
