@@ -52,7 +52,12 @@ def ask(question: str) -> bool:
     """
     if not sys.stdin.isatty():
         raise ConfigurationError("there is nobody to ask here: say --yes")
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes", "s", "sí", "si")
+    try:
+        answer = input(f"{question} [y/N] ")
+    except EOFError:  # Ctrl+D
+        print()  # noqa: T201
+        return False
+    return answer.strip().lower() in ("y", "yes", "s", "sí", "si")
 
 
 async def point(settings: Settings, text: str, agent: str | None, confirm: Confirm) -> int:

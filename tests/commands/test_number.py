@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from io import StringIO
 
 import httpx2
 import pytest
@@ -11,7 +13,7 @@ import trio
 from server import logs
 from server.app import create_app
 from server.commands.line import main
-from server.commands.number import point
+from server.commands.number import ask, point
 from server.errors import CarrierError, ConfigurationError
 from server.serving.single import listen, serve
 from tests.support.accounts import NUMBER, OTHER, open_doubles
@@ -67,6 +69,14 @@ async def test_who_says_no_changes_nothing(doubles, tmp_path):
     assert status == 1
     assert doubles.twilio.account.numbers.get(NUMBER).updates == 0
     assert (tmp_path / "desk.toml").read_text() == 'name = "order-desk"\n'
+
+
+@pytest.mark.parametrize(("typed", "is_yes"), [("y\n", True), ("no\n", False), ("", False)])
+def test_who_ends_the_input_says_no(monkeypatch, typed, is_yes):
+    monkeypatch.setattr(sys, "stdin", StringIO(typed))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+
+    assert ask("Change it?") is is_yes
 
 
 async def test_without_an_agent_only_the_webhooks_are_set(doubles, tmp_path):
