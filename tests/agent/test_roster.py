@@ -15,6 +15,7 @@ from server.agent.agent import Agent
 from server.agent.roster.agents import (
     MAX_TEXT_CHARS,
     Agents,
+    Choice,
     NewCall,
     VariablesMissing,
     VariablesWrong,
@@ -78,6 +79,12 @@ async def test_a_route_may_answer_with_a_name_a_choice_or_nobody():
     told = [await choose(agents_with(route), INBOUND, timeout_s=1.0) for _ in range(3)]
 
     assert [agent.prompt[-6:] for agent in told] == ["Norte.", "r Sur.", "Norte."]
+
+
+def test_a_variable_may_have_any_name():
+    choice = INBOUND.to("desk", agent="Ana", self="me", shop=3)
+
+    assert choice == Choice("desk", {"agent": "Ana", "self": "me", "shop": "3"})
 
 
 async def test_a_route_that_is_late_fails_or_knows_nobody_leaves_the_call_to_the_fallback(

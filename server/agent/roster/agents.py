@@ -57,7 +57,7 @@ class NewCall:
     metadata: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
 
-    def to(self, agent: object, **variables: object) -> Choice:
+    def to(self, agent: object, /, **variables: object) -> Choice:
         """The answer of a route: this agent, by name or as it was described, with these values."""
         name = agent if isinstance(agent, str) else getattr(agent, "name", "")
         return Choice(str(name), {key: str(value) for key, value in variables.items()})
