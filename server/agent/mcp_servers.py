@@ -172,19 +172,21 @@ class _Connection:
                     scope.deadline = trio.current_time() + self.connect_timeout_s
                     async with self._open() as client:
                         self._lost = trio.Event()
-                        self._offer(client, await self._list_tools(client))
-                        # What is open by now would not survive a scope of its own being left.
-                        scope.deadline = float("inf")
-                        backoff.reset()
-                        if not tried:
-                            tried = True
-                            task_status.started()
-                        await self._watch(client)
+                        try:
+                            self._offer(client, await self._list_tools(client))
+                            # What is open by now would not survive a scope of its own being left.
+                            scope.deadline = float("inf")
+                            backoff.reset()
+                            if not tried:
+                                tried = True
+                                task_status.started()
+                            await self._watch(client)
+                        finally:
+                            # To close it may take a while, in which it is of no use any more.
+                            self._client, self.tools = None, ()
                 reason = "not reached in time"
             except Exception as error:
                 reason = _reason(error)
-            finally:
-                self._client, self.tools = None, ()
             logger.warning("mcp server not available", server=self.name, reason=reason)
             if not tried:
                 tried = True
@@ -263,6 +265,7 @@ class _Connection:
         return Tool(name, description[:MAX_DESCRIPTION], schema, run)
 
     async def _call(self, name: str, arguments: dict[str, Any]) -> object:
+        from anyio import BrokenResourceError, ClosedResourceError
         from mcp.shared.exceptions import MCPError
         from mcp.types import CONNECTION_CLOSED
 
@@ -276,8 +279,14 @@ class _Connection:
                 raise ToolError(error.message) from None
             lost.set()
             raise ToolError("this function cannot be reached now") from None
-        except Exception:
-            lost.set()  # whatever it was, a new connection is the better bet
+        except (RuntimeError, ValidationError) as error:
+            # The answer has come, and does not fit what the server has said of it, or the protocol.
+            # What is wrong with it may hold what somebody said; the connection serves other calls.
+            kind = type(error).__name__
+            logger.warning("mcp result cannot be read", server=self.name, tool=name, error=kind)
+            raise ToolError("the function was run, but what it returned cannot be read") from None
+        except (OSError, BrokenResourceError, ClosedResourceError, httpx2.HTTPError):
+            lost.set()
             raise
         return _told(result)
 

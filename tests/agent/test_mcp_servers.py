@@ -73,13 +73,34 @@ async def test_the_tools_of_a_server_are_offered_and_run():
         with pytest.raises(ToolError, match="item"):
             await run(mcp, "shop__stock", colour="red")
 
-    assert set(tools) == {f"shop__{name}" for name in ("stock", "picture", "fail", "wait", "die")}
+    names = ("stock", "picture", "misfit", "fail", "wait", "die")
+    assert set(tools) == {f"shop__{name}" for name in names}
     stock = tools["shop__stock"]
     assert stock.description == "Say how many of an item are left."
     assert stock.parameters["properties"]["item"]["type"] == "string"
     assert stock.parameters["required"] == ["item"]
     assert told == {"item": "pear", "shelf": 1, "left": 7, "shop": "north"}
     assert described == "a pear\n(image, not shown)"
+
+
+async def test_a_result_that_does_not_fit_is_nothing_to_other_calls(tmp_path, capsys):
+    started = tmp_path / "started"
+    async with connected({"shop": stdio(STARTED=str(started))}) as mcp:
+        (connection,) = mcp._connections
+        lost = connection._lost
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(run, mcp, "shop__wait"))
+            with pytest.raises(ToolError, match="was run, but what it returned cannot be read"):
+                await run(mcp, "shop__misfit")
+            told = await run(mcp, "shop__stock", item="pear")
+            nursery.cancel_scope.cancel()
+
+    assert told["item"] == "pear"
+    assert not lost.is_set()
+    assert started.read_text() == "x"
+    said = "".join(capsys.readouterr())
+    assert "mcp result cannot be read" in said
+    assert "sesame" not in said
 
 
 async def test_a_server_that_dies_is_started_again_and_the_call_is_told(tmp_path, monkeypatch):

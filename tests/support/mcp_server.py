@@ -7,9 +7,21 @@ from pathlib import Path
 
 import anyio
 from mcp.server import MCPServer
-from mcp.types import ImageContent, TextContent
+from mcp.types import ImageContent, TextContent, Tool
 
-server = MCPServer("shop", log_level="ERROR")
+
+class Shop(MCPServer):
+    """Says of one tool that it returns something else than it does."""
+
+    async def list_tools(self) -> list[Tool]:
+        tools = await super().list_tools()
+        for one in tools:
+            if one.name == "misfit":
+                one.output_schema = {"type": "object", "required": ["left"]}
+        return tools
+
+
+server = Shop("shop", log_level="ERROR")
 
 
 @server.tool()
@@ -25,6 +37,12 @@ def picture() -> list[TextContent | ImageContent]:
         TextContent(type="text", text="a pear"),
         ImageContent(type="image", data="AAAA", mime_type="image/png"),
     ]
+
+
+@server.tool(structured_output=False)
+def misfit() -> str:
+    """Return what does not fit."""
+    return "sesame"
 
 
 @server.tool()
