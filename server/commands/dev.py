@@ -252,15 +252,17 @@ class Serving:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        code = self._code()
+        code, everything = self._code(serves=True), self._code(serves=False)
         stop_s = self.settings.drain_timeout_s + self.settings.farewell_timeout_s + END_S
-        await code.look()
         while True:
+            # Whatever the process that begins now may not have read is a change.
+            await code.look()
+            await everything.look()
             async with running(self._command, stop_s=stop_s, env=self._env()) as process:
                 changed = await self._wait_over(process, code)
             if changed is None:
                 say(f"the server has ended with status {process.returncode}: mend it, and save")
-                changed = await code.wait_changed()
+                changed = await everything.wait_changed()
             say(f"{_shown(changed)} changed: starting again")
 
     async def _wait_over(self, process: trio.Process, code: Code) -> list[str] | None:
@@ -279,16 +281,18 @@ class Serving:
             nursery.cancel_scope.cancel("it has ended")
         return changed
 
-    def _code(self) -> Code:
+    def _code(self, *, serves: bool) -> Code:
+        """What to watch: of agents nothing while a server reads them again by itself."""
         settings = self.settings
         others = [Path(".env").absolute()]
         if settings.simulated_model_script is not None:
             others.append(settings.simulated_model_script.expanduser().absolute())
-        agents = settings.agents
-        module = None  # the server itself reads it again
-        if agents is not None:
-            agents = agents.expanduser().absolute()
-            module = agents / "agents.py" if agents.is_dir() else agents
+        if (agents := settings.agents) is None:
+            return Code(Path.cwd(), tuple(others))
+        agents = agents.expanduser().absolute()
+        if not serves:
+            return Code(Path.cwd(), tuple(others), agents=agents)
+        module = agents / "agents.py" if agents.is_dir() else agents
         return Code(Path.cwd(), tuple(others), module)
 
     @property

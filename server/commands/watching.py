@@ -9,6 +9,8 @@ from pathlib import Path
 
 import trio
 
+from server.agent.roster.roster import files_beside
+
 WATCH_S = 0.5
 """How often it is looked."""
 SETTLED_S = 0.2
@@ -25,7 +27,10 @@ Versions = Mapping[str, tuple[int, int]]
 
 
 def versions_in(
-    folder: Path, others: tuple[Path, ...] = (), left_out: Path | None = None
+    folder: Path,
+    others: tuple[Path, ...] = (),
+    left_out: Path | None = None,
+    agents: Path | None = None,
 ) -> Versions:
     """The Python files of a folder, down to a depth, without tests, hidden and foreign ones.
 
@@ -33,6 +38,7 @@ def versions_in(
         folder: Where to look.
         others: Files that count as well.
         left_out: One that does not.
+        agents: Where agents are, whose files count as well.
     """
     found: dict[str, tuple[int, int]] = {}
     waiting = [(folder, 0)]
@@ -50,6 +56,9 @@ def versions_in(
                     _note(found, Path(entry.path))
     for path in others:
         _note(found, path)
+    if agents is not None:
+        beside = agents if agents.is_dir() else agents.parent
+        found |= {str(beside / name): (at, size) for name, at, size in files_beside(agents)}
     return found
 
 
@@ -79,10 +88,17 @@ class Code:
         folder: Where it is started.
         others: Files that count as well: ``.env``, a model's script.
         left_out: One that does not, as it is read again by itself.
+        agents: Where agents are, if their files count as well.
     """
 
-    def __init__(self, folder: Path, others: tuple[Path, ...], left_out: Path | None) -> None:
-        self._of = folder, others, left_out
+    def __init__(
+        self,
+        folder: Path,
+        others: tuple[Path, ...],
+        left_out: Path | None = None,
+        agents: Path | None = None,
+    ) -> None:
+        self._of = folder, others, left_out, agents
         self._seen: Versions = {}
 
     async def look(self) -> None:

@@ -364,6 +364,39 @@ async def test_what_a_tunnel_leads_to_wants_a_key_without_an_account_too(
     assert (told in said) is (key is None)
 
 
+TELLS_NAME = """
+import pathlib, sys, time
+
+name = pathlib.Path("agents/desk.toml").read_text()
+pathlib.Path("told.new").write_text(name)
+pathlib.Path("told.new").rename(name)
+if name == "broken":
+    sys.exit(2)
+time.sleep(600)
+"""
+
+
+async def test_a_server_that_an_agents_file_ended_is_begun_again_when_that_is_mended(
+    tmp_path, monkeypatch, capsys
+):
+    agent = tmp_path / "agents" / "desk.toml"
+    agent.parent.mkdir()
+    agent.write_text("broken")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dev.Serving, "_command", [sys.executable, "-c", TELLS_NAME])
+    given = {"_env_file": None, "port": free_port(), "agents": Path("agents")}
+
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(develop, given, "none", is_sure=True))
+            await until_there(trio.Path(tmp_path, "broken"))
+            agent.write_text("mended!")
+            await until_there(trio.Path(tmp_path, "mended!"))
+            nursery.cancel_scope.cancel()
+
+    assert f"{Path('agents', 'desk.toml')} changed: starting again" in capsys.readouterr().out
+
+
 class Running:
     """The command, and what it and its server have printed so far."""
 

@@ -41,6 +41,21 @@ def test_code_is_what_python_would_import_and_nothing_else(tmp_path):
     ]
 
 
+def test_files_of_agents_count_where_they_are_wanted(tmp_path):
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    for name in ("agents.py", "desk.toml", "desk.md", "hello.wav", "offhook.db"):
+        (folder / name).write_text("")
+    (tmp_path / "tools.py").write_text("")
+
+    found = [versions_in(tmp_path, agents=path) for path in (folder, folder / "desk.toml")]
+
+    names = ["agents/agents.py", "agents/desk.md", "agents/desk.toml", "agents/hello.wav"]
+    assert [sorted(each) for each in found] == [
+        [str(tmp_path / name) for name in (*names, "tools.py")]
+    ] * 2
+
+
 def test_links_that_lead_round_in_a_circle_are_not_followed(tmp_path):
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "again").symlink_to(tmp_path)

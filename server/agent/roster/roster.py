@@ -94,11 +94,15 @@ class Roster:
 async def _versions(where: Path | None) -> frozenset[tuple[str, int, int]]:
     if where is None:
         return frozenset()
-    return await trio.to_thread.run_sync(_files, where, abandon_on_cancel=True)
+    return await trio.to_thread.run_sync(files_beside, where, abandon_on_cancel=True)
 
 
-def _files(where: Path) -> frozenset[tuple[str, int, int]]:
-    """The files beside each other that agents may be made of, and when each was written."""
+def files_beside(where: Path) -> frozenset[tuple[str, int, int]]:
+    """The files beside each other that agents may be made of, and when each was written.
+
+    Args:
+        where: The folder, or one of the files.
+    """
     where = where.expanduser()
     found: set[tuple[str, int, int]] = set()
     with (
