@@ -47,6 +47,10 @@ MODELS = (
 )
 
 
+def never(identity: str) -> bool:
+    return False
+
+
 # --- To the service
 def test_audio_is_one_plain_message() -> None:
     assert json.loads(audio_message(PCM)) == {
@@ -92,7 +96,7 @@ def test_tool_results_are_answered_together() -> None:
         ToolResult("c2", "send", {"error": "no such thing"}),
     ]
 
-    assert json.loads(tool_results_message(results)) == {
+    assert json.loads(tool_results_message(results, has_made=never)) == {
         "toolResponse": {
             "functionResponses": [
                 {"id": "c1", "name": "look_up", "response": {"output": {"open": True}}},
@@ -107,7 +111,7 @@ def test_what_we_send_is_understood_by_the_official_types() -> None:
         for message in (
             audio_message(PCM),
             text_message(dialect, "Hello"),
-            tool_results_message([ToolResult("c1", "f", {"output": 1})]),
+            tool_results_message([ToolResult("c1", "f", {"output": 1})], has_made=never),
         ):
             types.LiveClientMessage.model_validate_json(message)
 
@@ -306,18 +310,20 @@ def test_tool_calls_and_their_cancellation() -> None:
     }
 
     asked = protocol.receive(json.dumps({"toolCall": calls}), 0.0)
+    made_up = asked[0].calls[1].id
     cancelled = protocol.receive(b'{"toolCallCancellation":{"ids":["c1", 5]}}', 0.0)
 
     assert asked == [
         ToolCallsRequested(
             (
                 ToolCall("c1", "look_up", {"snake_case": 1}),
-                ToolCall("offhook-1", "hang_up", {}),
+                ToolCall(made_up, "hang_up", {}),
                 ToolCall("c3", "unnamed", {}, NAMELESS),
             ),
             turn=1,
         )
     ]
+    assert [protocol.has_made(one) for one in ("c1", made_up, "c3")] == [False, True, False]
     assert cancelled == [ToolCallsCancelled(("c1",))]
     assert protocol.malformed == 1
 

@@ -32,10 +32,19 @@ from google.oauth2 import credentials as oauth2
 from websockets.asyncio.client import connect as asyncio_connect
 
 from server.agent.agent import Agent
+from server.agent.tool import tool
 from server.errors import ConfigurationError, ModelError, ModelSetupRefused
-from server.model import AgentTranscript, CallerTranscript, Reconnected, SessionEvent
+from server.model import (
+    AgentTranscript,
+    CallerTranscript,
+    Reconnected,
+    SessionEvent,
+    ToolResult,
+)
+from server.model.gemini.connection import GeminiConnection
 from server.model.gemini.dialects import dialect_of
 from server.model.gemini.endpoint import developer_api, vertex_ai
+from server.model.gemini.faults import Faults
 from server.model.gemini.model import GeminiModel
 from server.model.gemini.protocol import GeminiProtocol
 from server.model.gemini.setup import setup_message
@@ -48,6 +57,7 @@ from server.simulators.gemini.vertex import VertexSimulator
 from tests.support.lasting_talks import Conversation
 from tests.support.pages import page_on
 from tests.support.serving import serving
+from tests.support.toolboxes import Bench
 
 PROJECT = "a-project-1"
 PATIENCE_S = 60.0
@@ -133,6 +143,60 @@ def test_transcripts_beside_the_content_are_read_too():
     events = protocol.receive(json.dumps(message), 0.0)
 
     assert [type(event) for event in events] == [CallerTranscript, AgentTranscript]
+
+
+class Calling:
+    """A socket whose service calls one function again and again, and gives its calls no ids."""
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    async def send(self, message: bytes, *, text: bool) -> None:
+        self.sent.append(json.loads(message))
+
+    async def recv(self, *, decode: bool) -> bytes:
+        return b'{"toolCall":{"functionCalls":[{"name":"dial","args":{"who":"Ann"}}]}}'
+
+    async def aclose(self, code: int, reason: str) -> None:
+        pass
+
+
+def calling(first_turn: int = 1) -> GeminiConnection:
+    dialect = dialect_of("gemini-3.8-live", "vertex")
+    return GeminiConnection(Calling(), dialect, Faults(tuple, "vertex"), first_turn)
+
+
+async def test_a_call_without_an_id_is_another_one_on_every_connection(nursery, autojump_clock):
+    dialled = []
+
+    @tool
+    async def dial(who: str) -> str:
+        """Dial somebody."""
+        dialled.append(who)
+        return "dialled"
+
+    at_work = Bench([dial], timeout_s=10.0)
+    nursery.start_soon(at_work.box.run, at_work.answer)
+    for connection in (calling(), calling(first_turn=7)):
+        for _ in range(2):
+            at_work.box.request((await connection.receive()).calls)
+            await trio.sleep(1.0)
+
+    assert dialled == ["Ann"] * 4
+    assert len(set(at_work.ids)) == 4
+
+
+async def test_an_answer_has_no_id_that_the_service_has_not_given(autojump_clock):
+    connection = calling()
+    (made_up,) = (await connection.receive()).calls
+    results = ToolResult(made_up.id, "dial", {"output": 1}), ToolResult("c1", "look", {"output": 2})
+
+    told = json.loads(connection.tool_results_message(results))
+
+    assert told["toolResponse"]["functionResponses"] == [
+        {"name": "dial", "response": {"output": 1}},
+        {"id": "c1", "name": "look", "response": {"output": 2}},
+    ]
 
 
 @pytest.mark.sockets

@@ -211,7 +211,7 @@ class GeminiConnection:
 
     def tool_results_message(self, results: tuple[ToolResult, ...]) -> bytes:
         """The message for answers to tool calls."""
-        return tool_results_message(results)
+        return tool_results_message(results, has_made=self._protocol.has_made)
 
     async def send(self, message: bytes) -> None:
         """Send a message; not to be used again after it was cancelled (half of it may be out).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -72,9 +72,20 @@ def client_content_message(turns: Sequence[tuple[str, str]], *, turn_complete: b
     )
 
 
-def tool_results_message(results: Sequence[ToolResult]) -> bytes:
-    """Write the answers to tool calls, several in one message."""
-    responses = [
-        {"id": result.id, "name": result.name, "response": result.response} for result in results
-    ]
+def tool_results_message(
+    results: Sequence[ToolResult], *, has_made: Callable[[str], bool]
+) -> bytes:
+    """Write the answers to tool calls, several in one message.
+
+    Args:
+        results: The answers.
+        has_made: Whether an id is one of ours. It is left out then: Vertex AI, which has called
+            without one, does not know it, and goes by the name.
+    """
+    responses = []
+    for result in results:
+        response: dict[str, object] = {"name": result.name, "response": result.response}
+        if not has_made(result.id):
+            response["id"] = result.id
+        responses.append(response)
     return msgspec.json.encode({"toolResponse": {"functionResponses": responses}})

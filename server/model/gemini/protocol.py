@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Sequence
+from secrets import token_hex
 
 import msgspec
 import structlog
@@ -173,7 +174,8 @@ class GeminiProtocol:
         self._counted = CountedTurn()
         self._calls_in_turn = 0
         self._call_pace = Pace(CALLS_PER_S, MAX_CALLS_AT_ONCE)
-        self._ids_made = 0
+        # In a call, which has many connections and perhaps processes, an id stands for one thing.
+        self._made, self._ids_made = f"offhook-{token_hex(8)}-", 0
         self._rate_change: RateChange | None = None
         self._logged: set[str] = set()
 
@@ -181,6 +183,10 @@ class GeminiProtocol:
     def is_cutting(self) -> bool:
         """Whether audio may still come of a turn that was interrupted."""
         return self._cut_at is not None
+
+    def has_made(self, identity: str) -> bool:
+        """Whether a function call's id was made here: the service has given it none."""
+        return identity.startswith(self._made)
 
     def receive(self, data: bytes | str, now: float) -> list[SessionEvent]:
         """Read one message, text or binary, in camelCase or snake_case.
@@ -421,9 +427,9 @@ class GeminiProtocol:
                 if not identity:
                     continue  # nothing that could be answered
                 refusal = "a call needs a function's name, of at most 128 characters"
-            if not identity:  # Vertex may leave it out; an answer must carry one
+            if not identity:  # Vertex may leave it out; whoever answers needs one
                 self._ids_made += 1
-                identity = f"offhook-{self._ids_made}"
+                identity = f"{self._made}{self._ids_made}"
             arguments = call.plain_object("args", MAX_ARGUMENTS_BYTES)
             if arguments is None:
                 self._count_malformed("function arguments")
