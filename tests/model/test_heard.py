@@ -13,6 +13,7 @@ from server.model import (
     Interrupted,
     SessionEvent,
     ToolCall,
+    ToolCallsRequested,
     ToolResult,
     TurnComplete,
     Working,
@@ -90,6 +91,29 @@ def test_a_turn_begins_anew_with_its_number():
     side = after(AUDIO, WHOLE, Interrupted(1, 0.0), AgentAudio(bytes(960), 2, 0.0))
 
     assert (side.turn, side.is_speaking, side.is_cut) == (2, True, False)
+    side.connection_lost()
+    assert side.was_cut_off
+
+
+def test_a_turn_that_has_only_called_functions_is_the_newest_one():
+    side = after(AUDIO, WHOLE, OVER, ToolCallsRequested((call("a"),), 2))
+
+    assert (side.turn, side.is_busy) == (2, False)
+    assert side.connection_lost() is None
+
+
+def test_a_function_called_in_a_turn_that_speaks_changes_nothing_of_it():
+    side = after(AUDIO, ToolCallsRequested((call("a"),), 1))
+
+    assert (side.turn, side.is_speaking, side.is_busy) == (1, True, True)
+
+
+def test_a_call_after_a_turn_that_was_cut_and_never_completed_is_of_a_turn_not_cut():
+    side = after(AUDIO, Interrupted(1, 0.0), ToolCallsRequested((call("a"),), 2))
+    assert (side.turn, side.is_cut) == (2, False)
+
+    side.note(AgentAudio(bytes(960), 2, 0.0))
+    assert (side.turn, side.is_speaking) == (2, True)
     side.connection_lost()
     assert side.was_cut_off
 

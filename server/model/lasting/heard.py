@@ -17,6 +17,7 @@ from server.model import (
     Interrupted,
     SessionEvent,
     ToolCall,
+    ToolCallsRequested,
     ToolResult,
     TurnComplete,
     Working,
@@ -65,6 +66,10 @@ class AgentSide:
             case Interrupted(turn=turn):
                 self.turn = turn
                 self.is_cut = True
+            case ToolCallsRequested(turn=turn) if turn > self.turn:
+                # The one before is over, and nothing has been said in this one.
+                self.turn = turn
+                self._is_open = self.is_cut = self.is_speaking = False
             case TurnComplete(turn=turn, more=more):
                 self._is_working = more
                 self.turn = turn
