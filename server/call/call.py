@@ -384,6 +384,7 @@ class Call:
                             await c.connected.wait()
                         nursery.start_soon(c.session.run)
                         await c.session.wait_ready()
+                        c.notes.costs.model = c.session.standing.model  # it may be the fallback
                         self.note("model ready")
                         if self._machine is not None:
                             nursery.start_soon(self._machine.run)

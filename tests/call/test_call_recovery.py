@@ -164,6 +164,7 @@ async def test_the_fallback_answers_where_the_account_is_refused_and_nothing_is_
     assert rig.call.end_reason == "caller-hung-up"
     assert rig.call.refusal is None
     assert len(told) == 1
+    assert rig.record["model"] == "gemini-3.1-flash-live-preview"
 
 
 async def test_quota_ends_a_call_that_has_no_fallback(autojump_clock):

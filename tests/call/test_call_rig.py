@@ -18,7 +18,7 @@ class SlowToConnect:
     def __init__(self, service, connect_s: float) -> None:
         self._service = service
         self._connect_s = connect_s
-        self.name = service.name
+        self.name, self.key_name = service.name, service.key_name
 
     @asynccontextmanager
     async def open_connection(self, *args, **kwargs):

@@ -226,8 +226,7 @@ class MemoryModel:
         going_on: Standing | None = None,
     ) -> MemorySession:
         session = MemorySession(on_event, self.connect_s, self.failure)
-        if going_on is not None:
-            session.standing = going_on
+        session.standing = going_on or Standing(model=agent.model or self.name)
         self.sessions.append(session)
         self.agents.append(agent)
         return session
