@@ -466,3 +466,50 @@ def test_the_fallback_cannot_be_asked_for_twice() -> None:
 
     assert not plan.ask(Way.FALLBACK, "no-reply", 30.0)
     assert plan.ask(Way.FRESH, "no-reply", 30.0)
+
+
+def test_the_fallback_that_is_asked_for_between_connections_is_the_next() -> None:
+    leaving, waiting = (opened_plan(has_fallback=True) for _ in range(2))
+    leaving.lost(DROPPED, 20.0)
+    waiting.lost(DROPPED, 20.0)
+    waiting.closed(20.0)
+    waiting.begin()
+    waiting.failed(INTERNAL, 20.1)
+
+    assert leaving.ask(Way.FALLBACK, "no-reply", 21.0)
+    assert waiting.ask(Way.FALLBACK, "no-reply", 21.0)
+    assert waiting.open_at == 21.0
+    leaving.closed(21.0)
+
+    for plan in (leaving, waiting):
+        attempt = plan.begin()
+        assert (attempt.way, attempt.on_fallback, attempt.handle) == (Way.FALLBACK, True, None)
+        assert attempt.give_up_at == 51.0
+
+
+def test_the_fallback_that_is_asked_for_while_another_connection_is_made_comes_after_it() -> None:
+    plan = opened_plan(has_fallback=True)
+    plan.lost(DROPPED, 20.0)
+    plan.closed(20.0)
+    plan.begin()
+
+    assert plan.ask(Way.FALLBACK, "no-reply", 21.0)
+    assert plan.unwanted
+    plan.failed(INTERNAL, 21.1)
+    attempt = plan.begin()
+
+    assert (attempt.way, attempt.on_fallback, plan.unwanted) == (Way.FALLBACK, True, False)
+
+
+def test_a_fallback_that_is_on_its_way_need_not_be_asked_for_and_is_there() -> None:
+    plan = opened_plan(has_fallback=True)
+    plan.lost(QUOTA, 20.0)
+
+    assert plan.ask(Way.FALLBACK, "no-reply", 20.0)
+    plan.closed(20.0)
+    plan.begin()
+    assert plan.ask(Way.FALLBACK, "no-reply", 20.1)
+    assert not plan.unwanted
+    plan.opened(20.3)
+
+    assert not plan.ask(Way.FALLBACK, "no-reply", 30.0)

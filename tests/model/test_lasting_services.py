@@ -23,8 +23,10 @@ from server.model import (
     ResumptionHandle,
     SessionEvent,
     ToolResult,
+    Way,
 )
 from server.model.lasting.model import LastingModel
+from server.model.lasting.plan import State
 from server.model.lasting.session import STALL_S
 from tests.support.lasting_talks import (
     Conversation,
@@ -133,9 +135,8 @@ class Life:
 class UnreliableService:
     """Lives one life after the other, and then is well."""
 
-    name = "unreliable"
-
-    def __init__(self, lives: Iterable[Life]) -> None:
+    def __init__(self, lives: Iterable[Life], name: str = "unreliable") -> None:
+        self.name = name
         self.lives = list(lives)
         self.heard: list[list[bytes]] = []
         self.open = 0
@@ -198,6 +199,31 @@ LIVES = st.builds(
     ends=st.one_of(FAILURES, st.just(lost(1007))),
     handle=st.booleans(),
 )
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_the_fallback_that_is_asked_for_in_an_outage_takes_over_at_once(
+    autojump_clock, hangs: bool
+):
+    never = Life(25.0 if hangs else 0.0, lost(1011), 0.0, lost(1006), handle=False)
+    lives = [Life(0.0, None, 1.0, lost(1006), handle=False), *[never] * 20]
+    main, other = UnreliableService(lives), UnreliableService([], "other")
+    news: list[SessionEvent] = []
+    model = LastingModel(main, fallback=other)
+    session = model.new_session(Agent(), Conversation(), news.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        await trio.sleep(10.0)
+        state, asked_at = session._plan.state, trio.current_time()
+
+        assert await session.reconnect(Way.FALLBACK, "no-reply")
+        took_s = trio.current_time() - asked_at
+        nursery.cancel_scope.cancel()
+
+    assert state is (State.OPENING if hangs else State.WAITING)
+    assert [(one.way, one.model) for one in news] == [(Way.FALLBACK, "other")]
+    assert took_s < 0.1
 
 
 @settings(max_examples=40)

@@ -106,6 +106,7 @@ class ConnectionPlan:
         way: How the conversation goes on.
         left_at: When the last connection was left.
         on_fallback: Whether it is the other model that is used.
+        unwanted: The attempt that is made is to be given up: the other model is wanted instead.
         goes_on: Whether another process had the session before.
         error: What ended it all, once ENDED.
     """
@@ -133,6 +134,7 @@ class ConnectionPlan:
         self._has_fallback = has_fallback
         self._redials = redials or new_redials()
         self.on_fallback = False
+        self.unwanted = False
         self.goes_on = False
         self._jitter = jitter
         self._attempts = 0
@@ -199,10 +201,18 @@ class ConnectionPlan:
         """Somebody wants another connection; False if there is no such way."""
         if way is Way.RESUME and self.handle is None:
             return False
-        if way is Way.FALLBACK and (self.on_fallback or not self._has_fallback):
+        if way is Way.FALLBACK and not self._has_fallback:
             return False
+        if way is Way.FALLBACK and self.on_fallback:
+            # It may be on its way there already, and not have come so far.
+            is_coming = self.way is Way.FALLBACK and not self.is_open
+            return is_coming and self.state is not State.ENDED
         if self.is_open:
             self._leave(way, reason, now)
+        elif way is Way.FALLBACK and self.state is State.OPENING:
+            self.unwanted = True
+        elif way is Way.FALLBACK:
+            self._go_to_fallback(now)
         return self.state is not State.ENDED
 
     def lost(self, error: ModelError, now: float) -> None:
@@ -248,7 +258,7 @@ class ConnectionPlan:
         self._move("opened")
         self.opens += 1
         self._opened_at = now
-        self._worked = False
+        self._worked = self.unwanted = False
         self._leave_by = math.inf
         self._seek_quiet_at = now + self._connection_age_s * (1.0 - AGE_JITTER * self._jitter())
         self._rotate_because = "age"
@@ -277,8 +287,9 @@ class ConnectionPlan:
                 # Whoever had the session may be stopped, and hold it open for as long; a caller
                 # waits, and another session need not wait for that.
                 self.open_at = now
-        if final or self._is_out_of_time(self.open_at):
+        if final or self.unwanted or self._is_out_of_time(self.open_at):
             self._turn_to_fallback(error, now)
+        self.unwanted = False
         self._move("failed" if self.error is None else "given up")
 
     # Decisions.
@@ -308,7 +319,11 @@ class ConnectionPlan:
         """Go on with the other model, or give up if there is none."""
         if self.on_fallback or not self._has_fallback:
             self.error = error
-            return
+        else:
+            self._go_to_fallback(now)
+
+    def _go_to_fallback(self, now: float) -> None:
+        """The next connection is one of the other model's, with a budget of its own."""
         self.on_fallback = True
         self.way = Way.FALLBACK
         self.handle = None

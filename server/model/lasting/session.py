@@ -90,6 +90,7 @@ class LastingSession:
         self._relay: SoundPath | None = None
         self._joined: Connection | None = None  # whose socket the relay's path uses
         self._changed = trio.Event()
+        self._opening = trio.CancelScope()  # of the attempt that is made
 
         self._input = UnansweredInput()
         self._turns = ToldTurns(are_wanted=agent.turn_end == "local")
@@ -110,10 +111,14 @@ class LastingSession:
         plan = self._plan
         plan.start(trio.current_time())
         while plan.state is not State.ENDED:
-            await trio.sleep_until(plan.open_at)
+            with trio.move_on_at(plan.open_at) as waiting:
+                await self._changed.wait()
+            if not waiting.cancelled_caught:
+                continue  # it may have come to be another time
             attempt = plan.begin()
+            opening = self._opening = trio.CancelScope(deadline=attempt.give_up_at)
             try:
-                with trio.CancelScope(deadline=attempt.give_up_at) as opening:
+                with opening:
                     async with _service(self._services, attempt.on_fallback).open_connection(
                         self._agent,
                         self._conversation,
@@ -483,6 +488,8 @@ class LastingSession:
         opens = self._plan.opens
         if not self._plan.ask(way, reason, trio.current_time()):
             return False
+        if self._plan.unwanted:
+            self._opening.cancel("the other model is wanted instead")
         self._let_pass()
         self._wake()
         await self._wait_opened(after=opens)
