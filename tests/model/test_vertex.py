@@ -351,6 +351,48 @@ async def test_a_refused_token_may_be_replaced_once_and_then_the_account_is_to_b
     assert (late, second) == (True, False)
 
 
+class TheSame(Fetched):
+    """Credentials whose token is the same as long as it lasts, as a metadata server's is."""
+
+    def refresh(self, request: Any) -> None:
+        super().refresh(request)
+        self.token = "token-1"
+
+
+async def test_a_refused_token_that_comes_again_has_replaced_itself(
+    nursery, autojump_clock, at_once
+):
+    tokens = tokens_of(TheSame(lambda number: 3_600.0))
+    await nursery.start(tokens.run)
+    token = tokens.headers()
+
+    at_first = tokens.refused(token)
+    await trio.sleep(2.0)
+    again = tokens.refused(token)
+    await trio.sleep(2.0)
+    for_good = tokens.refused(token)
+
+    assert [at_first, again, for_good] == [True, False, False]
+
+
+async def test_a_refused_token_in_whose_place_none_is_given_is_the_accounts_fault(
+    nursery, autojump_clock, at_once
+):
+    def fetch(number: int) -> float:
+        if number > 1:
+            raise exceptions.RefreshError("invalid_grant")
+        return 3_600.0
+
+    tokens = tokens_of(Fetched(fetch))
+    await nursery.start(tokens.run)
+    token = tokens.headers()
+
+    at_first = tokens.refused(token)
+    await trio.sleep(2.0)
+
+    assert [at_first, tokens.refused(token)] == [True, False]
+
+
 async def test_an_hour_later_a_refused_token_may_be_replaced_again(
     nursery, autojump_clock, at_once
 ):
@@ -380,6 +422,33 @@ async def test_a_service_that_is_away_is_asked_again_and_the_token_is_used_meanw
 
     assert meanwhile == {"Authorization": "Bearer token-1"}
     assert tokens.headers() == {"Authorization": "Bearer token-5"}
+
+
+async def test_credentials_that_are_refused_while_the_server_runs_are_the_accounts_fault(
+    nursery, autojump_clock, at_once
+):
+    failures = [exceptions.RefreshError("invalid_grant"), exceptions.TransportError("away")]
+
+    def fetch(number: int) -> float:
+        if number > 1 and failures:
+            raise failures[0]
+        return 3_600.0 if number > 1 else -1.0
+
+    tokens = tokens_of(Fetched(fetch))
+    await nursery.start(tokens.run)
+    await trio.sleep(10.0)
+    with pytest.raises(ModelSetupRefused) as refused:
+        tokens.headers()
+    failures.pop(0)
+    await trio.sleep(100.0)
+    with pytest.raises(ModelError) as away:
+        tokens.headers()
+    failures.pop(0)
+    await trio.sleep(100.0)
+
+    assert (refused.value.refusal, refused.value.retryable) == (Kind.KEY, False)
+    assert (away.value.refusal, away.value.retryable) == (None, True)
+    assert tokens.headers()
 
 
 async def test_a_token_that_has_ended_is_not_shown(nursery):

@@ -34,7 +34,9 @@ from google.oauth2 import credentials as user
 from google.oauth2 import service_account
 
 from server.errors import ConfigurationError, ModelError
+from server.model.gemini.faults import account_refused
 from server.pace import Backoff
+from server.refusal import Kind
 from server.signal import Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -51,6 +53,7 @@ FETCH_TIMEOUT_S = 30.0
 TOKENS_HIDDEN = 4
 """As many are still hidden, if an error quotes one: connections last ten minutes."""
 UNKNOWN_LIFE_S = 600.0
+_SAME_AGAIN = "another was fetched, and was the same"
 
 
 class GoogleTokens:
@@ -91,13 +94,15 @@ class GoogleTokens:
 
         Raises:
             ModelError: There is none; it is being fetched.
+            ModelSetupRefused: There is none, and none will be given: somebody has to see to it.
         """
         if not self._token or time.time() >= self._ends_at:
             self._wanted.set()
-            told = "Google has given no access token"
+            told, reason = "Google has given no access token", "no token"
             if self._problem:
                 told += f": {self._problem}"
-            raise ModelError(told, code=None, reason="no token", retryable=True)
+                raise account_refused(Kind.KEY, told, code=None, reason=reason)
+            raise ModelError(told, code=None, reason=reason, retryable=True)
         headers = {"Authorization": f"Bearer {self._token}"}
         if (quota := getattr(self._credentials, "quota_project_id", None)) is not None:
             headers["x-goog-user-project"] = quota
@@ -117,14 +122,14 @@ class GoogleTokens:
 
         Returns:
             Whether another may help. One that has come in a refused one's place and is refused,
-            too, is not to blame: then the account is.
+            too, is not to blame: then the account is. So it is where none is given any more.
         """
         token = headers.get("Authorization", "").removeprefix("Bearer ")
         if token != self._token:
             return True  # it has been replaced meanwhile
         self._wanted.set()
         self._doubted = self._doubted or token
-        return token == self._doubted
+        return token == self._doubted and not self._problem
 
     async def run(
         self,
@@ -179,6 +184,8 @@ class GoogleTokens:
                 self._fetch_blocking, abandon_on_cancel=True, limiter=self._one_at_a_time
             )
         self._token, self._ends_at = token, ends_at
+        if token == self._doubted:  # as a metadata server has it, which keeps them
+            self._doubted = _SAME_AGAIN
         if token not in self._recent:
             self._recent.append(token)
         return max(LEAST_PAUSE_S, ends_at - time.time())
