@@ -113,7 +113,7 @@ class Calls:
         self.register = Register(records, recent_calls)
         self.tickets = Tickets(ticket_ttl_s)
         pause = self.admission.account_pause
-        self.model_trial = ModelTrial(model, pause, metrics, self._cluster)
+        self.model_trial = ModelTrial(model, pause, metrics, self._cluster, maker.find_agent)
         self._start_timeout_s = start_timeout_s
         self._dialling = 0
         self._early = EarlyUpdates()

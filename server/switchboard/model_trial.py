@@ -3,11 +3,15 @@
 Nobody's phone has to ring for it, and a pause ends whether or not anybody asks for calls. Where
 there are several processes, all pause when one is refused: the last of those that were tries the
 model, and when it is accepted, all go on.
+
+What may be refused of an agent's own model alone pauses nothing: the calls of other agents, with
+another model, are not refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import structlog
 import trio
@@ -17,6 +21,7 @@ from server.call.call import Call
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Registry
 from server.errors import ModelError, innermost
+from server.logs import Sparing
 from server.metrics import Metrics
 from server.model import Model, PastTurn, Session, SessionEvent
 from server.pace import next_tick
@@ -31,6 +36,10 @@ LISTEN_S = 0.25
 """How often what other processes say of the account is looked at."""
 TOLD_S = 3.0
 """For what was tried to be told to all."""
+OF_ONE_MODEL = frozenset({Kind.MODEL, Kind.PERMISSION, Kind.LOCATION})
+"""What may be refused of one model, and not of the account: on Vertex AI they look alike."""
+TOLD_EVERY_S, TOLD_AGENTS = 600.0, 10
+"""In this time there is one line on each of so many agents whose own model is refused."""
 STAGGER_S = 5.0
 """Processes that have heard nothing more of a pause do not all try within the same moment."""
 
@@ -44,6 +53,7 @@ class ModelTrial:
         metrics: The process's metrics.
         cluster: This process among those of its server: told when calls begin or cease to pause;
             its registry of what was refused here, and heard for what others were.
+        find_agent: The agent of this name, as it is now; None if there is none.
     """
 
     def __init__(
@@ -52,12 +62,15 @@ class ModelTrial:
         pause: AccountPause,
         metrics: Metrics,
         cluster: Cluster,
+        find_agent: Callable[[str], Agent | None],
     ) -> None:
         self._model = model
         self._pause = pause
         self._metrics = metrics
         self._on_change = cluster.publish
-        self._refused_agent = Agent()
+        self._find_agent = find_agent
+        self._refused_name = Agent().name  # whose call was refused last
+        self._own_told = Sparing(TOLD_EVERY_S, lines=TOLD_AGENTS)
         self._registry = cluster.registry if cluster.are_several else None
         self._changed = trio.Event()
         for kind in Kind:
@@ -65,8 +78,11 @@ class ModelTrial:
 
     def learn(self, call: Call) -> None:
         """A call has ended: what it says about the account that all calls share."""
-        if call.refusal is not None:
-            self._refused_agent = call.conversation.party.agent
+        agent = call.conversation.party.agent
+        if call.refusal is not None and self._is_its_own_models(agent, call.refusal):
+            self._own_model_refused(agent, call.refusal)
+        elif call.refusal is not None:
+            self._refused_name = agent.name
             self._refused(call.refusal)
         elif call.conversation.agent_turn:
             self._pause.worked()
@@ -120,6 +136,21 @@ class ModelTrial:
         logger.info("calls go on: the model's service takes sessions", paused_s=round(paused_s, 1))
         self._on_change()
 
+    def _is_its_own_models(self, agent: Agent, kind: Kind) -> bool:
+        """Whether this may be refused of the agent's own model alone."""
+        return kind in OF_ONE_MODEL and agent.model not in (None, self._model.name)
+
+    def _own_model_refused(self, agent: Agent, kind: Kind) -> None:
+        self._metrics.model_refusals.labels(kind.value).inc()
+        if self._own_told.may_log(trio.current_time(), agent.name):
+            logger.error(
+                "an agent's own model is refused: its calls fail, and others go on",
+                agent=agent.name,
+                model=agent.model,
+                kind=kind.value,
+                unlogged=self._own_told.take_unlogged(agent.name),
+            )
+
     def _refused(self, kind: Kind) -> None:
         pause, now = self._pause, trio.current_time()
         self._metrics.model_refusals.labels(kind.value).inc()
@@ -137,12 +168,26 @@ class ModelTrial:
         if pause.kind is not None:
             self._begin()
 
+    async def _ask(self, agent: Agent) -> None:
+        """Connect a session of this agent's; if only its own model is refused, one of the server's.
+
+        Raises:
+            ModelError: It could not be connected.
+        """
+        try:
+            await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
+        except ModelError as error:
+            if error.refusal is None or not self._is_its_own_models(agent, error.refusal):
+                raise
+            agent = replace(agent, model=None)
+            await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
+
     async def _try_once(self) -> None:
         pause = self._pause
         with trio.move_on_after(TRY_MODEL_S):
             try:
-                session = self._model.new_session(self._refused_agent, _Nobody(), _to_nobody)
-                await _connect_once(session)
+                # Whoever has seen to it may have given the agent another model.
+                await self._ask(self._find_agent(self._refused_name) or Agent())
             except ModelError as error:
                 if error.refusal is not None:
                     self._refused(error.refusal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -315,6 +316,117 @@ async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojum
     assert call.end_reason is EndReason.MODEL_REFUSED
     with pytest.raises(CallRefused):
         await calls.place(NUMBER, Agent())
+
+
+# ------------------------------------------------------------------------------------------
+# Agents with a model of their own
+
+
+@dataclass
+class ModelsOfAnAccount(MemoryModel):
+    """Some of which are refused, by their names."""
+
+    refused: dict[str, ModelError] = field(default_factory=dict)
+
+    def new_session(self, agent: Agent, *rest, **options):
+        self.failure = self.refused.get(agent.model or self.name)
+        return super().new_session(agent, *rest, **options)
+
+
+OURS, THEIRS = Agent(name="ours"), Agent(name="theirs", model="retired")
+NO_MODEL, NO_PERMISSION, NO_LOCATION = (
+    account_refused(kind, "no", code=1008, reason="no")
+    for kind in (Kind.MODEL, Kind.PERMISSION, Kind.LOCATION)
+)
+
+
+@pytest.fixture
+async def one_account(nursery):
+    roster = {"ours": OURS, "theirs": THEIRS}
+    calls = make_calls(
+        model=ModelsOfAnAccount(), limits={"quota_pause_s": 60.0}, find_agent=roster.get
+    )
+    calls.roster = roster
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.model_trial.run)
+    return calls
+
+
+async def ended(calls: Calls, agent: Agent):
+    call = await calls.place(NUMBER, agent)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+    return call
+
+
+@pytest.mark.parametrize("failure", [NO_MODEL, NO_PERMISSION, NO_LOCATION])
+async def test_an_agents_own_model_that_is_refused_pauses_nobodys_calls(
+    autojump_clock, one_account, failure
+):
+    one_account.model.refused["retired"] = failure
+    with capture_logs() as lines:
+        theirs = [await ended(one_account, THEIRS) for _ in range(2)]
+
+    ours = await one_account.place(NUMBER, OURS)
+    await trio.sleep(1.0)
+    counted = one_account.metrics.registry.get_sample_value(
+        "offhook_model_refusals_total", {"kind": failure.refusal.value}
+    )
+    told = [line for line in lines if line["event"].startswith("an agent's own model")]
+
+    assert [call.end_reason for call in theirs] == [EndReason.MODEL_REFUSED] * 2
+    assert ours.conversation.session.is_ready
+    assert not paused(one_account)
+    assert counted == 2.0
+    assert [(line["agent"], line["model"]) for line in told] == [("theirs", "retired")]
+
+
+@pytest.mark.parametrize("own", [None, "memory"])
+async def test_the_servers_own_model_that_is_refused_pauses_all_calls(
+    autojump_clock, one_account, own
+):
+    one_account.model.refused["memory"] = NO_MODEL
+    await ended(one_account, Agent(name="ours", model=own))
+
+    assert paused(one_account)
+
+
+async def test_what_the_account_is_refused_over_an_own_model_pauses_all_until_that_is_taken(
+    autojump_clock, one_account
+):
+    one_account.model.refused["retired"] = NO_QUOTA
+    await ended(one_account, THEIRS)
+    await trio.sleep(70.0)
+    before = paused(one_account)
+    one_account.model.refused.clear()
+    await trio.sleep(130.0)
+
+    assert (before, paused(one_account)) == (True, False)
+    assert one_account.model.agents[-1].model == "retired"
+
+
+@pytest.mark.parametrize("mended", [Agent(name="theirs", model="better"), None])
+async def test_the_try_is_made_with_the_agent_as_it_is_now(autojump_clock, one_account, mended):
+    one_account.model.refused["retired"] = NO_QUOTA
+    await ended(one_account, THEIRS)
+    one_account.roster["theirs"] = mended
+    await trio.sleep(70.0)
+
+    assert not paused(one_account)
+
+
+async def test_a_pause_ends_though_the_model_of_the_agent_it_began_with_is_there_no_more(
+    autojump_clock, one_account
+):
+    one_account.model.refused = {"retired": NO_QUOTA, "memory": NO_QUOTA}
+    await ended(one_account, THEIRS)
+    one_account.model.refused["retired"] = NO_MODEL
+    await trio.sleep(70.0)
+    before = paused(one_account)
+    del one_account.model.refused["memory"]
+    await trio.sleep(130.0)
+
+    assert (before, paused(one_account)) == (True, False)
 
 
 # ------------------------------------------------------------------------------------------
