@@ -346,7 +346,8 @@ async def test_a_report_that_comes_twice_changes_nothing(autojump_clock, talking
     assert talking.call.end_reason is None
 
 
-def test_the_document_dials_with_our_number_and_asks_what_came_of_it():
+def test_the_document_dials_with_our_number_and_asks_until_it_knows_what_came_of_it():
+    patience = "#rc=5&amp;rp=ct,rt,5xx&amp;ct=2000&amp;rt=3000"
     document = dial_twiml(
         SALES,
         caller_id="+15005550006",
@@ -356,9 +357,9 @@ def test_the_document_dials_with_our_number_and_asks_what_came_of_it():
 
     assert document == (
         '<?xml version="1.0" encoding="UTF-8"?><Response>'
-        '<Dial action="https://phone.example/transfer-status" callerId="+15005550006" '
-        'method="POST" timeout="20">'
-        '<Number statusCallback="https://phone.example/transfer-status" '
+        f'<Dial action="https://phone.example/transfer-status{patience}" '
+        'callerId="+15005550006" method="POST" timeout="20">'
+        f'<Number statusCallback="https://phone.example/transfer-status{patience}" '
         'statusCallbackEvent="answered" statusCallbackMethod="POST">+15005550123</Number>'
         "</Dial></Response>"
     )

@@ -147,7 +147,7 @@ async def test_a_live_call_is_transferred(api):
     ((method, path, form),) = api.asked
     assert (method, path) == ("POST", CALL_PATH)
     assert form.keys() == {"Twiml"}
-    assert '<Dial action="https://example.com/transfer-status"' in form["Twiml"]
+    assert '<Dial action="https://example.com/transfer-status#rc=5&amp;' in form["Twiml"]
 
 
 async def test_a_live_call_is_hung_up(api):

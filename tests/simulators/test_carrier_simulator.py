@@ -84,6 +84,8 @@ class World:
     document: str = ""
     documents: dict = field(default_factory=dict)
     voice_status: int = 200
+    failed_reports: int = 0
+    """So many webhooks that end in ``-status`` are answered 503 from now on."""
     greeting: bytes = b""
     close_with: tuple | None = None
     statuses: list = field(default_factory=list)
@@ -106,6 +108,9 @@ class World:
             self.held.set()
             await self.hold.wait()
         if path.endswith("-status"):
+            if self.failed_reports:
+                self.failed_reports -= 1
+                return Response("", status=503)
             if path == "call-status":
                 self.statuses.append(form.to_dict())
             return Response("", status=204)
@@ -260,6 +265,20 @@ async def test_who_answers_a_transfer_is_reported_with_the_callers_own_call(worl
     leg, action = [parse_transfer(form) for path, form in world.requests if "transfer" in path]
     assert (leg.call_sid, leg.status, leg.wants_document) == (call.call_sid, "in-progress", False)
     assert (action.call_sid, action.status) == (call.call_sid, "completed")
+    assert world.forged == 0
+
+
+async def test_what_is_failed_of_a_transfer_is_asked_again(world, fast_clock):
+    async with twilio(world, script=STAYS, dial_s=0.1, ring_s=0.02) as (simulator, carrier):
+        call = await place(simulator, carrier)
+        await call.wait_stream()
+        world.failed_reports = 2
+        await carrier.transfer(call.call_sid, "+12025550104", ring_timeout_s=5)  # who is busy
+        await call.wait_ended()
+
+    actions = [parse_transfer(form) for path, form in world.requests if "transfer" in path]
+    assert [action.status for action in actions] == ["busy"] * 3
+    assert not any("answered 503" in what for _, what in call.timeline)
     assert world.forged == 0
 
 

@@ -135,17 +135,18 @@ def dial_twiml(number: str, *, caller_id: str, ring_timeout_s: float, status_url
     """Write the document that connects a caller with somebody else.
 
     Twilio reports to ``status_url`` when the other one answers, and asks it for the next document
-    when they have not answered or have hung up.
+    when they have not answered or have hung up: without one it hangs up on the caller.
     """
+    patient_url = f"{status_url}#{RETRIES}"
     dial = Dial(
         caller_id=caller_id,
         timeout=math.ceil(ring_timeout_s),
-        action=status_url,
+        action=patient_url,
         method="POST",
     )
     dial.number(
         number,
-        status_callback=status_url,
+        status_callback=patient_url,
         status_callback_event="answered",
         status_callback_method="POST",
     )
