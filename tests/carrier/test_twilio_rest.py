@@ -114,8 +114,16 @@ async def test_a_call_is_placed_as_the_documentation_asks(api):
         "StatusCallbackEvent": ["initiated", "ringing", "answered", "completed"],
         "StatusCallbackMethod": ["POST"],
         "Timeout": ["25"],
-        "TimeLimit": ["600"],
+        "TimeLimit": ["660"],  # a minute more: it is ours to end the call, with a goodbye
     }
+
+
+async def test_twilio_is_asked_for_no_longer_call_than_it_has(api):
+    async with carrier(api.url) as twilio:
+        await twilio.place_call("+584121234567", ticket="t1", max_duration_s=14_400.0)
+
+    ((_, _, form),) = api.asked
+    assert form["TimeLimit"] == "14400"
 
 
 async def test_an_api_key_asks_in_the_tokens_place(api):
@@ -146,7 +154,8 @@ async def test_a_live_call_is_transferred(api):
 
     ((method, path, form),) = api.asked
     assert (method, path) == ("POST", CALL_PATH)
-    assert form.keys() == {"Twiml"}
+    assert form.keys() == {"Twiml", "TimeLimit"}
+    assert form["TimeLimit"] == "14400"  # not what the agent's part of it was limited to
     assert '<Dial action="https://example.com/transfer-status#rc=5&amp;' in form["Twiml"]
 
 

@@ -404,7 +404,12 @@ async def test_a_dropped_line_is_seen_without_a_stop(world, fast_clock):
     assert stream.counts.media * 160 == len(call.said)
 
 
-async def test_the_time_limit_ends_the_call(world, fast_clock):
+@pytest.fixture
+def no_overtime(monkeypatch):
+    monkeypatch.setattr("server.carrier.twilio.rest.OVERTIME_S", 0.0)
+
+
+async def test_the_time_limit_ends_the_call(world, fast_clock, no_overtime):
     async with twilio(world, script=STAYS) as (simulator, carrier):
         call = await place(simulator, carrier, max_duration_s=0.5)  # Rounded up to a second.
         await call.wait_ended()
@@ -412,6 +417,19 @@ async def test_the_time_limit_ends_the_call(world, fast_clock):
     ((_, events),) = world.streams
     assert events[-1] == StreamStopped(said=True)
     assert call.duration_s == pytest.approx(1.0, abs=0.5)
+
+
+async def test_the_time_limit_does_not_end_a_call_that_was_transferred(
+    world, fast_clock, no_overtime
+):
+    async with twilio(world, script=STAYS, dial_s=5.0, ring_s=0.02) as (simulator, carrier):
+        call = await place(simulator, carrier, max_duration_s=3.0)
+        await call.wait_stream()
+        await carrier.transfer(call.call_sid, "+15005550123", ring_timeout_s=5)
+        await call.wait_ended()
+
+    assert "time limit" not in [what for _, what in call.timeline]
+    assert call.duration_s > 5.0
 
 
 async def test_a_call_told_to_open_another_stream_goes_on_with_the_same_person(world, fast_clock):

@@ -36,9 +36,13 @@ from server.errors import (
     CarrierProtocolError,
 )
 from server.headers import read_retry_after
+from server.settings.values import LONGEST_CALL_S
 
 logger = structlog.get_logger(__name__)
 T = TypeVar("T")
+OVERTIME_S = 60.0
+"""Twilio itself ends a call that lasts so much longer than it may, should nobody here do it: it
+counts from the answer, and we from the stream, and without our own pauses."""
 MAX_RETRY_AFTER_S = 300.0
 """We come back after this, whatever was asked: one mistake may not stop a day's calls."""
 
@@ -286,7 +290,7 @@ class TwilioCarrier:
                 status_callback_event=["initiated", "ringing", "answered", "completed"],
                 status_callback_method="POST",
                 timeout=math.ceil(self._ring_timeout_s),
-                time_limit=math.ceil(max_duration_s),
+                time_limit=math.ceil(min(max_duration_s + OVERTIME_S, LONGEST_CALL_S)),
                 **detection,
             ),
             repeatable=False,
@@ -323,13 +327,14 @@ class TwilioCarrier:
         """
         await self._request(lambda: self._update_once(call_sid, twiml), repeatable=False)
 
-    async def _update_once(self, call_sid: str, twiml: str) -> None:
-        await self._client.calls(call_sid).update_async(twiml=twiml)
+    async def _update_once(self, call_sid: str, twiml: str, **changes: int) -> None:
+        await self._client.calls(call_sid).update_async(twiml=twiml, **changes)
 
     async def transfer(self, call_sid: str, number: str, *, ring_timeout_s: float) -> None:
         """Let a live call ring another number, which ends its stream; see :func:`dial_twiml`.
 
-        The number shown is ours: the caller's own one may not be allowed from this account.
+        The number shown is ours: the caller's own one may not be allowed from this account. What
+        the call was limited to was the agent's time: those two may talk for as long as any may.
 
         Raises:
             CarrierError: Refused (21220 when the call is over) or not reached.
@@ -340,7 +345,10 @@ class TwilioCarrier:
             ring_timeout_s=ring_timeout_s,
             status_url=self.webhooks.url_of(TRANSFER),
         )
-        await self.update_call(call_sid, twiml=document)
+        longest_s = math.ceil(LONGEST_CALL_S)
+        await self._request(
+            lambda: self._update_once(call_sid, document, time_limit=longest_s), repeatable=False
+        )
 
     async def _request(self, request: Callable[[], Awaitable[T]], *, repeatable: bool) -> T:
         """Make a request, and make it again where that cannot do anything twice.

@@ -168,7 +168,7 @@ class SimulatedAccount:
         return call
 
     def update_call(self, call_sid: str, form: MultiDict[str, str]) -> SimulatedCall:
-        """End a call or let it go on with another document.
+        """End a call or let it go on with another document, and change how long it may last.
 
         Raises:
             ApiRefusal: There is no such call, it is over, or nothing sensible is asked for.
@@ -182,6 +182,8 @@ class SimulatedAccount:
         if call.status.is_final:
             raise ApiRefusal(400, 21220, "Call is not in-progress. Cannot redirect.")
         status, twiml, url = form.get("Status"), form.get("Twiml"), form.get("Url")
+        longest_s = call.request.time_limit_s
+        longest_s = read_seconds(form, "TimeLimit", longest_s, maximum=MAX_CALL_S)
         if status == "completed":
             call.order(EndCall())
         elif status == "canceled":
@@ -197,6 +199,7 @@ class SimulatedAccount:
             call.order(GoOn(twiml, ""))
         elif url is not None:
             call.order(GoOn(redirect_to(url), url))
+        call.limit(longest_s)
         return call
 
     def find_call(self, call_sid: str) -> SimulatedCall:

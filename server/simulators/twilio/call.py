@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -161,6 +161,17 @@ class SimulatedCall:
         self._tell_waiters()
         if self.is_ordered:
             phone.stop()
+
+    def limit(self, time_limit_s: float) -> None:
+        """Told over REST: from its answer on it may last for so long, whatever was said before."""
+        self.request = replace(self.request, time_limit_s=time_limit_s)
+        self._tell_waiters()
+
+    async def wait_time_limit(self) -> None:
+        """Wait until it has lasted for as long as it may by then."""
+        while (left_s := self.request.time_limit_s - self.duration_s) > 0:
+            with trio.move_on_after(left_s):
+                await self._changed.wait()
 
     def finish(self) -> None:
         """The call is over, and so is all that follows its end."""

@@ -103,7 +103,7 @@ class CallLife:
             nursery.cancel_scope.cancel()
 
     async def _keep_time_limit(self) -> None:
-        await trio.sleep(self.call.request.time_limit_s)
+        await self.call.wait_time_limit()
         self.call.note("time limit")
         self.call.order(EndCall())
 
