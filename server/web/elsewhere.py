@@ -349,14 +349,18 @@ class Elsewhere:
         """The answers of all others, on any machine, as far as they are few and answer soon.
 
         Returns:
-            The answers, and whether they are all there are.
+            The answers, without refusals, and whether they are all there are.
         """
         if not self.may_be_asked:
             return [], True
         cluster = self._service.cluster
         here, there = cluster.siblings(), cluster.there()
         asked = dict.fromkeys((*here, *there[:MAX_ASKED]))
-        answers = await self._all(asked, Hop(cluster.me.name), LIST_TIMEOUT_S)
+        answers = [
+            answer
+            for answer in await self._all(asked, Hop(cluster.me.name), LIST_TIMEOUT_S)
+            if answer.status_code == HTTPStatus.OK
+        ]
         are_all = len(answers) == len(here) + len(there)
         return answers, are_all and not cluster.registry.is_away
 

@@ -57,6 +57,7 @@ def add_health(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         if not service.cluster.has_others and not service.cluster.siblings():
             text = generate_latest(service.metrics.registry)
         else:
-            theirs = [answer.text for answer in await elsewhere.everyone()]
+            answers = await elsewhere.everyone()
+            theirs = [answer.text for answer in answers if answer.status_code == 200]
             text = merged(service.metrics.registry, theirs, worker=service.cluster.me.name)
         return Response(text, content_type=CONTENT_TYPE_LATEST)

@@ -39,10 +39,10 @@ from server.cluster.passing_on import (
 from server.cluster.peers import MAX_ANSWER_BYTES, Peers
 from server.cluster.proof import MAX_SKEW_S, Prover
 from server.cluster.registry import Load, Member, Seen
-from server.web.elsewhere import ASKED_AT_ONCE, MAX_ASKED_FOR_CALL
+from server.web.elsewhere import ASKED_AT_ONCE, MAX_ASKED_FOR_CALL, Elsewhere
 from tests.support.nodes import SECRET, Shared, Store, nodes_with_redis, two_nodes
 from tests.support.redis_servers import redis_server, until
-from tests.support.serving import CALL_SID
+from tests.support.serving import CALL_SID, serving
 from tests.support.wiretap import stranger, wiretap
 
 ME, SIBLING = Member("a.0", 7), Member("a.1", 8)
@@ -499,6 +499,40 @@ async def test_a_node_believes_the_name_of_a_key_only_if_it_has_one_of_that_name
         await first.http.post(f"/calls/{call_sid}/hang-up", headers=headers)
 
     assert refused.status_code == 401
+
+
+@pytest.mark.sockets
+async def test_a_list_of_calls_does_without_the_part_that_a_node_refuses_to_say(monkeypatch):
+    headers = {"X-API-Key": KEY}
+    async with two_nodes(monkeypatch, Store(), api_key=KEY) as (first, second):
+        second.http.headers.update(headers)
+        call_sid = (await second.make_call("5550105")).json()["call_sid"]
+        whole = await second.http.get("/calls")
+        monkeypatch.setattr(first.app.keys, "_digests", {"another": bytes(32)})
+        part = await second.http.get("/calls")
+        await second.http.post(f"/calls/{call_sid}/hang-up")
+
+    assert [answer.status_code for answer in (whole, part)] == [200, 200]
+    assert [call["call_sid"] for call in part.json()["calls"]] == [call_sid]
+    assert [answer.json()["complete"] for answer in (whole, part)] == [True, False]
+
+
+@pytest.mark.sockets
+async def test_processes_that_refuse_to_drain_or_to_say_their_figures_are_left_out(monkeypatch):
+    async def everyone(self: Elsewhere) -> list[httpx2.Response]:
+        return [
+            httpx2.Response(401, json={"error": "unauthorized", "message": "show the API key"}),
+            httpx2.Response(202, json={"draining": True, "live_calls": 3}),
+        ]
+
+    monkeypatch.setattr(Elsewhere, "everyone", everyone)
+    async with serving() as server:
+        monkeypatch.setattr(type(server.service.cluster), "has_others", True)
+        figures = await server.http.get("/metrics")
+        drained = await server.http.post("/drain")
+
+    assert figures.status_code == 200
+    assert (drained.status_code, drained.json()["live_calls"]) == (202, 3)
 
 
 @pytest.mark.sockets
