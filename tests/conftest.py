@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+import trio
 from hypothesis import HealthCheck, settings
 
 from server.hooks import trio_clock
@@ -94,6 +95,20 @@ def fast_clock():
     Not where something waits for another process, whose time passes no faster than it does.
     """
     return PatientClock(speed=10.0)
+
+
+class _SilentNames(trio.abc.HostnameResolver):
+    async def getaddrinfo(self, *_: object) -> Any:
+        await trio.sleep_forever()
+
+    async def getnameinfo(self, *_: object) -> Any:
+        await trio.sleep_forever()
+
+
+@pytest.fixture
+async def silent_names():
+    """Who looks an address up by its name waits for ever."""
+    trio.socket.set_custom_hostname_resolver(_SilentNames())  # for this test's run only
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import trio
 
 from server.carrier import CallStatus, StatusUpdate, TransferUpdate, VoiceRequest
 from server.carrier.asterisk import carrier as carriers
-from server.carrier.asterisk.ari import MAX_EVENT_BYTES
+from server.carrier.asterisk.ari import MAX_EVENT_BYTES, Ari
 from server.carrier.webhooks import ConnectStream, SayAndEndCall
 from server.errors import CarrierError, ConfigurationError
 from tests.carrier.test_asterisk_carrier import (
@@ -223,3 +223,13 @@ async def test_a_process_that_was_stood_in_for_hears_its_app_at_once_and_drives_
 
     assert waits == [0.01, carriers.REPLACED_PAUSE_S]
     assert capsys.readouterr().out.count("ASTERISK_APP must be one's own") == 1
+
+
+async def test_an_asterisk_whose_name_is_looked_up_in_vain_was_not_asked(
+    autojump_clock, silent_names
+):
+    async with Ari("http://pbx.example:8088", "offhook", "secret", timeout_s=9.0) as ari:
+        with pytest.raises(CarrierError, match="was not reached") as failed:
+            await ari.post("channels")
+
+    assert not failed.value.outcome_unknown

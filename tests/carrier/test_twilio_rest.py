@@ -277,6 +277,29 @@ async def test_an_api_that_is_not_there_is_the_carriers_error(no_waits):
     assert failure.value.status is None
 
 
+async def test_an_api_whose_name_is_looked_up_in_vain_was_not_asked(autojump_clock, silent_names):
+    async with carrier("https://api.example") as twilio:
+        with pytest.raises(CarrierError, match="was not reached") as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert (failure.value.status, failure.value.outcome_unknown) == (None, False)
+    assert trio.current_time() < 20.0  # four tries
+
+
+async def test_an_api_that_takes_connections_and_is_silent_was_not_asked(nursery, no_waits):
+    async def say_nothing(_: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    (silent,) = await nursery.start(partial(trio.serve_tcp, say_nothing, 0, host="127.0.0.1"))
+    port = silent.socket.getsockname()[1]
+
+    async with carrier(f"https://127.0.0.1:{port}", request_timeout_s=1.0) as twilio:
+        with pytest.raises(CarrierError, match="was not reached") as failure:
+            await twilio.place_call("+15005550001", ticket="t1", max_duration_s=60)
+
+    assert not failure.value.outcome_unknown
+
+
 async def test_the_environment_does_not_redirect_requests(api, monkeypatch):
     monkeypatch.setenv("TWILIO_EDGE", "dublin")
     monkeypatch.setenv("TWILIO_REGION", "ie1")

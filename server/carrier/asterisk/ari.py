@@ -225,7 +225,10 @@ class Ari:
 
     async def _ask(self, request: httpx2.Request) -> tuple[int, bytes]:
         """Make a request, and say what goes wrong on the way as a :class:`CarrierError`."""
-        request.extensions = {"timeout": httpx2.Timeout(self._timeout_s).as_dict()}
+        # The rest is left for the answer: else nobody knows that a request has not left.
+        unsent_s = self._timeout_s / 3
+        timeout = httpx2.Timeout(self._timeout_s, connect=unsent_s, pool=unsent_s)
+        request.extensions = {"timeout": timeout.as_dict()}
         try:
             with trio.fail_after(self._timeout_s):
                 answer = await self._pool.handle_async_request(request)

@@ -59,7 +59,10 @@ class _TrioHttp(AsyncHttpClient):
     ) -> None:
         super().__init__(logging.getLogger(__name__), is_async=True)
         self._pool = pool
-        self._extensions = {"timeout": httpx2.Timeout(timeout_s).as_dict()}
+        # The rest is left for the answer: else nobody knows that a request has not left.
+        unsent_s = timeout_s / 3
+        timeout = httpx2.Timeout(timeout_s, connect=unsent_s, pool=unsent_s)
+        self._extensions = {"timeout": timeout.as_dict()}
         self._on_wait = on_wait
 
     async def request(  # type: ignore[override]  # as the package's own async client does
