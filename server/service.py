@@ -233,7 +233,7 @@ class Service:
             case TransferUpdate(wants_document=False):
                 calls.update_transfer(report)
             case TransferUpdate():
-                if not is_live and self.cluster.are_several:  # nobody has it who could have it back
+                if self.cluster.are_several:  # another may have it by now, or nobody
                     return await self._go_on(report)
                 return calls.update_transfer(report)
         return None

@@ -171,6 +171,23 @@ async def test_a_caller_who_comes_back_to_whoever_takes_the_call_over_then_goes_
     assert call is not None
 
 
+async def test_a_caller_does_not_come_back_to_a_call_that_another_has_taken(monkeypatch):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        left(store, away=AwayState("sales", "+15005550123"))
+        can_tell_who_is_gone(monkeypatch, first)
+        asked = TransferUpdate(CALL, CallStatus.BUSY, wants_document=True)
+        await first.service.take_report(asked)
+        call = first.service.calls.register.get_live(CALL)
+        store.calls[CALL] = Holding(second.service.cluster.me, 9)
+        answer = await first.service.take_report(asked)
+        with trio.fail_after(60):
+            await call.finished.wait()
+
+    assert answer is None
+    assert call.end_reason is EndReason.MOVED
+
+
 async def test_a_call_that_somebody_else_takes_all_the_time_is_never_ended_here(monkeypatch):
     monkeypatch.setattr(services, "ASK_AGAIN_S", 0.0)
     store = Store()
