@@ -72,6 +72,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 GOING_AWAY = 1001
 """The WebSocket close code of an endpoint that leaves (RFC 6455 section 7.4.1)."""
+CARRIER_PART = 5 / 6
+"""Of the time that the end of a call may take: for the carrier to be told. Whatever becomes of
+that, the stream is closed in the rest: then the carrier asks what is next, and gets an apology."""
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 
@@ -452,7 +455,10 @@ class Call:
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
         c = self.conversation
-        ours = await self.fence.is_ours()  # else it is left to whoever has it
+        told_by = trio.current_time() + c.options.close_timeout_s * CARRIER_PART
+        ours = None
+        with trio.move_on_at(told_by):
+            ours = await self.fence.is_ours()  # else it is left to whoever has it
         reason = c.end_reason or EndReason.ERROR
         # What the carrier has never reported on may still ring, or wait to be dialled.
         may_ring = reason is EndReason.NO_ANSWER and not self.progress.status.is_final
@@ -467,14 +473,17 @@ class Call:
         elif c.call_sid and is_ours:
             try:
                 # Before the socket: a stream that is closed by us counts as an error (31921).
-                if not await self.apology.say():
-                    await c.carrier.hang_up(c.call_sid)
-            except CarrierError as error:
-                logger.warning("hang-up failed", error=str(error))
+                with trio.fail_at(told_by):
+                    if not await self.apology.say():
+                        await c.carrier.hang_up(c.call_sid)
+            except (CarrierError, trio.TooSlowError) as error:
+                logger.warning("hang-up failed", error=str(error) or "no answer in time")
         if c.line is not None:
-            with contextlib.suppress(StreamEnded):
-                await c.line.media.aclose(reason.close_code, reason.value)
-            c.line.is_closed = True
+            try:
+                with contextlib.suppress(StreamEnded):
+                    await c.line.media.aclose(reason.close_code, reason.value)
+            finally:
+                c.line.is_closed = True
 
     # -- the record ------------------------------------------------------------------------
 

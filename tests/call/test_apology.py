@@ -203,7 +203,22 @@ async def test_a_carrier_that_does_not_answer_holds_nothing_up(autojump_clock, r
     call, _ = await rig.answer()
     await call.finished.wait()
 
-    assert trio.current_time() == pytest.approx(0.1 + 3.0)
+    assert trio.current_time() == pytest.approx(0.1 + 2.5)
+
+
+async def test_a_carrier_that_does_not_answer_is_told_when_it_asks_after_its_stream(
+    autojump_clock, rig
+):
+    rig.model.failure, rig.carrier.takes_s = None, 1_000.0
+    call, reply = await rig.answer()
+    media = rig.connect(reply)
+    await trio.sleep(1.0)
+    rig.model.session.event(LOST)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+
+    assert media.closed is not None
+    assert is_apology(await rig.calls.resume("CA7", Agent()))
 
 
 async def test_a_caller_who_has_gone_is_not_apologised_to(autojump_clock, nursery):
