@@ -11,6 +11,7 @@ import trio
 
 from server.agent import phrases
 from server.call.conversation import Conversation, Line, Stage
+from server.call.takeover.fence import NotOurs
 from server.carrier import NOT_REACHED, CallStatus
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
@@ -19,6 +20,8 @@ from server.signal import Signal
 CANNOT = "the caller cannot be transferred now"
 REPORT_S = 15.0
 """How much later than the ringing ends the carrier may tell us so: its longest webhook wait."""
+TAKEN_S = 2.0
+"""A carrier that was lost while it was told ends the stream by then, if it has understood us."""
 
 
 @dataclass(slots=True)
@@ -34,7 +37,7 @@ class _Transfer:
     accepted: bool = False
     """The carrier has taken the caller away, and asks how the transfer went before all else."""
     is_sure: bool = True
-    """Whether it has said so itself: another process may have been gone before it could."""
+    """Whether it has said so itself: its answer was lost, or another process, before it could."""
     awaited: bool = True
     """Whoever asked for it still waits for the outcome."""
     left: Line | None = None
@@ -209,14 +212,29 @@ class Handover:
                 c.call_sid, transfer.number, ring_timeout_s=c.options.transfer_ring_timeout_s
             )
         except CarrierError as error:
-            transfer.error = error
-            c.notes.note("transfer refused", code=error.code)
-            if c.line is None and left is not None:
-                await self._miss(left)
-            return False
+            if not await self._may_be_away(transfer, left, error):
+                transfer.error = error
+                c.notes.note("transfer refused", code=error.code)
+                if c.line is None and left is not None:
+                    await self._miss(left)
+                return False
+            c.notes.note_trouble("transfer not confirmed", code=error.code)
         transfer.accepted, transfer.left = True, left
         c.notes.keep_now()
         return True
+
+    async def _may_be_away(
+        self, transfer: _Transfer, left: Line | None, error: CarrierError
+    ) -> bool:
+        """Whether the carrier may have taken the caller away, though its answer was lost: it ends
+        their line with that, or asks what is next. If they have hung up, it says so elsewhere."""
+        if left is None or not error.outcome_unknown or isinstance(error, NotOurs):
+            return False
+        transfer.accepted, transfer.is_sure = True, False
+        with trio.move_on_after(TAKEN_S):
+            await left.over.wait()
+        transfer.accepted = left.over.is_set() or transfer.outcome is not None
+        return transfer.accepted
 
     async def _wait_back(self, transfer: _Transfer) -> bool:
         """Wait until the carrier says how that went; True when the caller has come back."""

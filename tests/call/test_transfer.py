@@ -217,6 +217,81 @@ async def test_a_caller_who_hangs_up_just_then_has_hung_up(autojump_clock, talki
     assert talking.call.end_reason == "caller-hung-up"
 
 
+UNHEARD = CarrierError("Twilio did not answer within 10 s", outcome_unknown=True)
+
+
+async def unheard_of(talking: Talking, *, stops_after_s: float) -> None:
+    """A transfer whose answer is lost; the stream ends so much later than it is missed."""
+    talking.carrier.transfer_failure = UNHEARD
+    talking.nursery.start_soon(talking.ask_for_transfer)
+    await wait_all_tasks_blocked()
+    await trio.sleep(stops_after_s)
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("stops_after_s", [0.0, 1.0])
+async def test_a_caller_who_was_transferred_though_nobody_said_so_comes_back(
+    autojump_clock, talking, stops_after_s
+):
+    await unheard_of(talking, stops_after_s=stops_after_s)
+    await trio.sleep(20.0)
+    assert talking.call.handover.report(CallStatus.NO_ANSWER)
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+
+    assert talking.outcome is CallStatus.NO_ANSWER
+    assert talking.call.conversation.stage is Stage.TALK
+
+
+async def test_a_caller_who_was_taken_over_though_nobody_said_so_is_not_hung_up_on(
+    autojump_clock, talking
+):
+    await unheard_of(talking, stops_after_s=0.5)
+    talking.call.handover.report(CallStatus.IN_PROGRESS)
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.TRANSFERRED
+    assert talking.carrier.hung_up == []
+
+
+async def test_a_caller_whose_stream_goes_on_was_not_transferred(autojump_clock, talking):
+    talking.carrier.transfer_failure = UNHEARD
+    await talking.ask_for_transfer()
+
+    assert talking.outcome is UNHEARD
+    assert talking.call.conversation.stage is Stage.TALK
+    assert not talking.call.handover.is_under_way
+
+
+async def test_a_caller_who_hangs_up_when_a_transfer_may_have_been_made_has_hung_up(
+    autojump_clock, talking
+):
+    await unheard_of(talking, stops_after_s=0.5)
+    talking.call.update_status(StatusUpdate("CA1", CallStatus.COMPLETED, 9))
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.CALLER_HUNG_UP
+
+
+async def test_a_transfer_of_which_nothing_is_ever_heard_ends_the_call(autojump_clock, talking):
+    await unheard_of(talking, stops_after_s=0.5)
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.TRANSFERRED
+    assert talking.call.conversation.end_detail == "sales, without a report"
+
+
+async def test_a_carrier_that_asks_what_is_next_has_made_no_transfer(autojump_clock, talking):
+    await unheard_of(talking, stops_after_s=0.5)
+    assert talking.call.handover.has_stayed()
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+
+    assert talking.outcome is CallStatus.FAILED
+    assert talking.call.conversation.stage is Stage.TALK
+
+
 async def test_a_caller_who_hangs_up_while_it_rings_ends_the_call(autojump_clock, talking):
     await talking.transfer()
     talking.call.update_status(StatusUpdate("CA1", CallStatus.COMPLETED, 9))
