@@ -65,6 +65,7 @@ class _AgentTurn:
     """Whether its text ends where a sentence may."""
     last_audio_at: float = 0.0
     called_tools: bool = False
+    """And has not been heard since they were answered: its words may be the next turn's."""
     generated: bool = False
     over: bool = False
 
@@ -262,6 +263,9 @@ class Turns:
         agent_turn.audible_s += seconds if audible else 0.0
         if audible:
             self._belief.sign(now)
+        if audible and not self.tools_open:
+            # Only Gemini 3.8 ends its turn at a call; others go on with it, and this is the answer.
+            agent_turn.called_tools = False
         if audible and self._working_until > -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
         if self._awaited is None or agent_turn.audible_s < AUDIBLE_S:

@@ -428,6 +428,65 @@ def test_a_turn_that_only_called_a_function_owes_no_word_however_soon_that_was_a
     assert conversation.decide() == Recover(Rung.NUDGE, Fault.EMPTY_TURN, Awaited.ANSWER)
 
 
+def call_functions(conversation: Talk, shape: str, turn: int) -> None:
+    """The model calls functions, in one of the shapes that this takes, and has the answers."""
+    turns, now = conversation.turns, conversation.now
+    if shape == "words before":
+        turns.agent_audio(turn, 1.0, audible=True, now=now)
+    turns.tools_called(["f1", "f2"] if shape == "parallel" else ["f1"], turn)
+    if shape == "words meanwhile":
+        turns.agent_audio(turn, 1.0, audible=True, now=now)
+    turns.tools_answered(["f1"], now)
+    if shape == "parallel":
+        turns.agent_audio(turn, 1.0, audible=True, now=now)
+        turns.tools_answered(["f2"], now)
+    if shape == "one after the other":
+        turns.tools_called(["f2"], turn)
+        turns.tools_answered(["f2"], now)
+
+
+SHAPES = ("no words", "words before", "words meanwhile", "parallel", "one after the other")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_answer_that_breaks_off_in_the_turn_that_called_functions_is_asked_to_go_on(shape):
+    conversation = talk()
+    conversation.caller_says()
+    call_functions(conversation, shape, turn=1)
+    conversation.turns.agent_audio(1, 2.0, audible=True, now=conversation.now)
+    conversation.turns.agent_text(1, "Your order has been sent and will")
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert conversation.decide() == Recover(Rung.NUDGE, Fault.BROKEN_OFF, Awaited.CONTINUATION)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_turn_that_ends_at_its_call_owes_no_end_of_what_it_said_before(shape):
+    conversation = talk()
+    conversation.caller_says()
+    conversation.turns.agent_text(1, "One moment")
+    call_functions(conversation, shape, turn=1)
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert conversation.decide() is None
+
+
+def test_answers_that_come_too_slowly_count_as_that_in_turns_that_called_functions():
+    conversation = talk()
+    for turn in (1, 2):
+        conversation.caller_says()
+        call_functions(conversation, "no words", turn)
+        conversation.turn = turn
+        conversation.hear(2.0)
+        conversation.turns.agent_generated(turn)
+        conversation.turns.agent_completed(turn, None, conversation.now, starved_s=1.0)
+        conversation.now = conversation.agent_until
+
+    decision = conversation.decide()
+    assert isinstance(decision, Recover)
+    assert decision.fault is Fault.SLOW
+
+
 def test_a_function_that_a_turn_wanted_before_it_was_cut_excuses_no_other_turn():
     conversation = talk()
     conversation.agent_says()
