@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+import trio
 from pydantic import Field
 
 from server.agent.tool import LiveCall, Tool, ToolError, tool, tool_of
@@ -20,6 +21,9 @@ async def hang_up(call: LiveCall) -> str:
     Use it when the conversation is over: when both sides have said goodbye, or when the caller asks
     you to hang up. Say goodbye in the same breath; the line is cut when the caller has heard it.
     """
+    # Functions of one message begin in any order, all of them in one pass of trio's. When this goes
+    # on, in the next one, a transfer that was wanted beside it is under way, and is left to it.
+    await trio.lowlevel.checkpoint()
     if call.hang_up_when_heard():
         return "If you have not said goodbye yet, do it now, in one short sentence."
     return "The call is already being ended. Say no more than goodbye."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
+from trio._core import _run
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.agent.builtin import hang_up, transfer_tool
 from server.call.call import Call
 from server.call.conversation import Stage
 from server.call.options import CallOptions
@@ -18,7 +22,13 @@ from server.carrier.twilio.reports import parse_transfer
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics
-from server.model import AgentAudio, GenerationComplete, TurnComplete
+from server.model import (
+    AgentAudio,
+    GenerationComplete,
+    ToolCall,
+    ToolCallsRequested,
+    TurnComplete,
+)
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 
 pytestmark = pytest.mark.sockets
@@ -30,7 +40,7 @@ SALES = "+15005550123"
 class Talking:
     """A call on the line, with a hand on everything around it."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, agent: Agent | None = None) -> None:
         self.nursery = nursery
         self.carrier = MemoryCarrier()
         self.model = MemoryModel()
@@ -38,7 +48,7 @@ class Talking:
         self.call = Call(
             direction="inbound",
             number="+15005550006",
-            agent=Agent(greeting=""),
+            agent=agent or Agent(greeting=""),
             carrier=self.carrier,
             model=self.model,
             metrics=Metrics(CollectorRegistry()),
@@ -360,6 +370,47 @@ async def test_an_agent_that_transfers_and_hangs_up_at_once_takes_its_leave_by_t
     talking.call.handover.report(CallStatus.IN_PROGRESS)
     await talking.call.finished.wait()
 
+    assert talking.call.end_reason is EndReason.TRANSFERRED
+    assert talking.carrier.hung_up == []
+
+
+class Order(Random):
+    """Has trio run the tasks of a pass in the order in which they became ready, or the other."""
+
+    def __init__(self, *, is_reversed: bool) -> None:
+        super().__init__(0)
+        self._is_reversed = is_reversed
+
+    def random(self) -> float:
+        return 1.0 if self._is_reversed else 0.0  # it takes them from the end
+
+    def shuffle(self, batch: list) -> None:
+        if not self._is_reversed:
+            batch.reverse()
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize("names", [("hang_up", "transfer"), ("transfer", "hang_up")])
+async def test_whoever_is_to_be_transferred_is_not_hung_up_on_by_the_same_message(
+    names, is_reversed, autojump_clock, nursery, monkeypatch
+):
+    tools = (hang_up, transfer_tool({"sales": SALES}))
+    talking = Talking(nursery, Agent(greeting="", tools=tools))
+    await talking.start()
+    monkeypatch.setattr(_run, "_r", Order(is_reversed=is_reversed))
+    calls = [
+        ToolCall(name, name, {"destination": "sales"} if name == "transfer" else {})
+        for name in names
+    ]
+    talking.model.session.event(ToolCallsRequested(tuple(calls), 1))
+    await trio.sleep(30.0)
+    transferred = list(talking.carrier.transferred)
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+    talking.call.handover.report(CallStatus.IN_PROGRESS)
+    await talking.call.finished.wait()
+
+    assert transferred == [("CA1", SALES)]
     assert talking.call.end_reason is EndReason.TRANSFERRED
     assert talking.carrier.hung_up == []
 
