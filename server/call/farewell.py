@@ -74,14 +74,20 @@ class Farewell:
         return True
 
     async def keep_to_budget(self, report: Report, max_cost_usd: float) -> None:
-        """Wrap up before the call, goodbye included, costs more than it may."""
+        """Wrap up before the call, goodbye included, costs more than it may.
+
+        The goodbye may be under way, and be the agent's own, which is heard out however long it is:
+        from then on it has no more time than one of ours.
+        """
         options = self._conversation.options
         ending_s = COST_CHECK_S + options.farewell_timeout_s + options.close_timeout_s
         while True:
             if report.known_usd(trio.current_time(), ahead_s=ending_s) > max_cost_usd:
-                self.begin(EndReason.COST_CAP)
-                return
+                break
             await trio.sleep(COST_CHECK_S)
+        self.begin(EndReason.COST_CAP)
+        await trio.sleep(options.farewell_timeout_s)
+        self._conversation.end(EndReason.COST_CAP)
 
     async def _run(self) -> None:
         """End the call when the goodbye has been heard."""

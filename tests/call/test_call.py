@@ -569,6 +569,37 @@ async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, aut
     assert record["cost"]["known_usd"] == 0.2
 
 
+@pytest.mark.parametrize("interrupts", [True, False])
+async def test_a_goodbye_of_the_agents_own_takes_a_call_no_further_than_it_may_cost(
+    nursery, autojump_clock, interrupts
+):
+    rig = Rig(
+        prices=Prices(carrier_minute_usd=0.1),
+        max_cost_usd=0.25,
+        farewell_timeout_s=10.0,
+        media_timeout_s=1_000.0,
+        agent=Agent(greeting=""),
+        patience=Patience(silence_timeout_s=0.0),
+    )
+    await rig.begin(nursery)
+    await trio.sleep(80.0)
+    rig.call.hang_up_when_heard()
+    turn = 0
+    while rig.call.end_reason is None and turn < 100:
+        turn += 1
+        rig.audio(SECOND_PCM * 12, turn)
+        await trio.sleep(3.0 if interrupts else 12.0)
+        if interrupts:
+            rig.session.event(Interrupted(turn, trio.current_time()))
+            rig.session.event(TurnComplete(turn, None))
+    await rig.call.finished.wait()
+    record = rig.call.record().as_dict()
+
+    assert record["reason"] == "cost-cap"
+    assert 105.0 < record["duration_s"] <= 120.0
+    assert record["cost"]["known_usd"] == 0.2
+
+
 async def test_tokens_are_in_the_record_and_the_carriers_last_word_counts(autojump_clock, talking):
     talking.session.event(Usage({"AUDIO": 1_000}, {"AUDIO": 100}, 1_100, 1))
     talking.session.event(Usage({"AUDIO": 1_000}, {"AUDIO": 250}, 1_250, 1))
