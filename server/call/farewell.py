@@ -15,6 +15,7 @@ from server.call.conversation import Conversation
 from server.call.handover import Handover
 from server.call.report.report import Report
 from server.dialogue.endings import EndReason
+from server.dialogue.remedies import NEVER
 
 COST_CHECK_S = 1.0
 PAUSE_S = 1.5
@@ -48,6 +49,7 @@ class Farewell:
             return
         self._is_wanted = True
         self._reason, self._detail = reason, detail
+        c.turns.rest_due = NEVER  # what was broken off before it is no part of the goodbye
         c.notes.note("wrapping up", reason=reason.value)
         if c.may("goodbye"):
             c.move("goodbye")

@@ -12,11 +12,12 @@ import trio
 
 from server.agent import phrases
 from server.agent.agent import Agent
-from server.call.conversation import Conversation
+from server.call.conversation import Conversation, Stage
 from server.call.farewell import Farewell
 from server.call.hearing import Telling
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import (
+    NEVER,
     AskIfThere,
     Awaited,
     Decision,
@@ -96,13 +97,27 @@ class Watch:
             if c.hint:
                 hint, c.hint = c.hint, ""
                 c.session.send_note(hint)
-            elif not c.is_talk or c.is_lost:
+            elif c.is_lost:
+                await changed.wait()
+            elif c.stage is Stage.FAREWELL:
+                await self._see_goodbye_whole(changed)
+            elif not c.is_talk:
                 await changed.wait()
             elif (decision := self._decide(now, agent_until)) is not None:
                 await self._carry_out(decision)
             else:
                 with trio.move_on_at(c.turns.next_due(agent_until)):
                     await changed.wait()
+
+    async def _see_goodbye_whole(self, changed: trio.Event) -> None:
+        """Ask for the rest of a goodbye that the model broke off; nothing else is owed any more."""
+        turns, now = self._conversation.turns, trio.current_time()
+        if now >= turns.rest_due:
+            turns.rest_due = NEVER
+            if turns.has_more_to_come(now):
+                self._conversation.session.send_text(NUDGES[Awaited.CONTINUATION])
+        with trio.move_on_at(turns.rest_due):
+            await changed.wait()
 
     def _decide(self, now: float, agent_until: float) -> Decision | None:
         c = self._conversation

@@ -97,6 +97,8 @@ class Turns:
     caller_speaking: bool = False
     tools_open: set[str] = field(default_factory=set)
     """Ids of functions that the model waits for."""
+    rest_due: float = NEVER
+    """When the caller has heard what came of a turn that the model broke off for nobody."""
     recovering: bool = False
     """A reconnect is under way: nothing can be expected meanwhile."""
 
@@ -391,6 +393,7 @@ class Turns:
         if heard_until is None or was_under_way:
             since = now if heard_until is None else max(now, heard_until)
             self._expect(Awaited.CONTINUATION, since, self.patience.rung_timeout_s)
+            self.rest_due = since
 
     def tools_called(self, ids: Iterable[str], turn: int) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
@@ -489,12 +492,14 @@ class Turns:
         self._deadline = max(now + timeout_s, self._working_until)
         self._haste.over()
         self._fault = None
+        self.rest_due = NEVER
 
     def _settle(self) -> None:
         self._awaited = None
         self._deadline = NEVER
         self._haste.over()
         self._fault = None
+        self.rest_due = NEVER
         self._aided = False
 
     def _begin(self, turn: int) -> _AgentTurn:

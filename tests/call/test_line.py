@@ -796,6 +796,93 @@ async def test_who_is_not_believed_to_have_interrupted_hears_the_rest(autojump_c
     line.call.end(EndReason.HUNG_UP)
 
 
+async def breaks_off_its_goodbye(line: Line, whose: str) -> None:
+    """The model interrupts itself in a goodbye, of which more was to come: 1 s of 3 is heard."""
+    if whose == "ours":
+        line.call.farewell.begin(EndReason.DRAINED)
+    else:
+        line.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+    line.session.event(AgentAudio(SECOND_PCM * 3, 1, trio.current_time()))
+    await trio.sleep(1.0)
+    line.session.event(Interrupted(1, trio.current_time()))
+    line.session.event(TurnComplete(1, None))
+    await wait_all_tasks_blocked()
+
+
+ASK_ON = NUDGES[Awaited.CONTINUATION]
+
+
+@pytest.mark.parametrize(
+    ("mode", "heard_in_s"), [(BargeInMode.LOCAL, 2.0), (BargeInMode.MODEL, 0.0)]
+)
+@pytest.mark.parametrize("whose", ["ours", "the agent's"])
+async def test_a_goodbye_that_the_model_broke_off_for_nobody_is_said_to_its_end(
+    autojump_clock, nursery, whose, mode, heard_in_s
+):
+    line = Line(nursery, barge_in=mode)
+    await line.answer()
+    await breaks_off_its_goodbye(line, whose)
+    line.media.echo_marks()
+    at_once = line.texts.count(ASK_ON)
+    await trio.sleep(heard_in_s + 0.1)
+    asked = line.texts.count(ASK_ON)
+    line.says(2, turn=2)
+    await trio.sleep(2.0)
+    half = line.call.end_reason
+    line.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert (at_once, asked) == (mode is BargeInMode.MODEL, 1)
+    assert half is None
+    assert line.call.end_reason in (EndReason.DRAINED, EndReason.AGENT_HUNG_UP)
+
+
+async def test_a_model_that_goes_on_with_its_goodbye_by_itself_is_not_asked_to(
+    autojump_clock, nursery
+):
+    line = Line(nursery, barge_in=BargeInMode.LOCAL)
+    await line.answer()
+    await breaks_off_its_goodbye(line, "ours")
+    line.says(2, turn=2)
+    await trio.sleep(4.0)
+    line.media.echo_marks()
+    await line.call.finished.wait()
+
+    assert ASK_ON not in line.texts
+    assert line.call.end_reason is EndReason.DRAINED
+
+
+async def test_what_was_broken_off_before_the_goodbye_is_no_part_of_it(autojump_clock, nursery):
+    line = Line(nursery, barge_in=BargeInMode.LOCAL)
+    await line.answer()
+    line.session.event(AgentAudio(SECOND_PCM * 3, 1, trio.current_time()))
+    line.session.event(Interrupted(1, trio.current_time()))
+    await trio.sleep(4.0)
+    line.call.farewell.begin(EndReason.DRAINED)
+    await trio.sleep(1.0)
+
+    assert ASK_ON not in line.texts
+    line.call.end(EndReason.HUNG_UP)
+
+
+async def test_a_goodbye_that_was_broken_off_is_asked_for_once_when_the_line_is_back(
+    autojump_clock, nursery
+):
+    line = Line(nursery, barge_in=BargeInMode.LOCAL)
+    await line.answer()
+    await breaks_off_its_goodbye(line, "ours")
+    await line.lose()
+    await trio.sleep(3.0)
+    while_lost = list(line.texts)
+    await line.come_back()
+    await trio.sleep(1.0)
+
+    assert ASK_ON not in line.texts
+    assert len(line.texts) == len(while_lost) + 1
+    line.call.end(EndReason.HUNG_UP)
+
+
 async def test_a_phone_that_rings_has_no_line_to_lose(autojump_clock, nursery):
     line = Line(nursery)
     nursery.start_soon(line.call.run)
