@@ -34,7 +34,7 @@ cdef class Played:
     cdef public double play_end
     cdef readonly double background_end
     cdef Buffer _pieces  # what is remembered, oldest first: a Piece for each stretch of it
-    cdef size_t _playing  # which of these the caller hears, as far as anybody has asked
+    cdef size_t _playing  # which of these was heard when it was last asked for
 
     # The next bytes for the caller, of turn `turn`: begun to be heard at `plays_at`, which is
     # max(now, play_end). Moves play_end. Remembers nothing unless `remember`.

@@ -269,7 +269,10 @@ cdef class Played:
         cdef const Piece* piece
         cdef size_t number, filled = 0, skipped, length
         cdef double at
-        # It is asked for in order: what has been played once is not looked at again.
+        # Whoever asks begins to look where it was asked for last, which is near; a console asks for
+        # what is played now, an ear for what was when the audio it hears left the caller.
+        while self._playing and played_at(pieces + self._playing - 1) > began:
+            self._playing -= 1
         while self._playing < count and played_at(pieces + self._playing) <= began:
             self._playing += 1
         memset(heard, SILENCE, size)

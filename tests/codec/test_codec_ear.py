@@ -115,7 +115,7 @@ def test_short_words_are_judged_as_the_readable_ear_does():
 @given(
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["send", "send", "play", "play", "late", "forget", "tail"]),
+            st.sampled_from(["send", "send", "play", "play", "before", "late", "forget", "tail"]),
             st.integers(0, 4_000),
             st.integers(0, 2),
         ),
@@ -136,6 +136,9 @@ def test_what_is_played_is_what_the_readable_one_plays(steps):
             case "play":
                 now += number / 8_000
                 assert played.played(now, number) == reference.played(now, number)
+            case "before":
+                then = now - number / 4_000
+                assert played.played(then, 160) == reference.played(then, 160)
             case "late":
                 now += number / 1_000
                 for one in (played, reference):
@@ -159,6 +162,28 @@ def test_a_clear_by_an_earlier_clock_leaves_what_comes_next_in_its_place():
     played.sent(b"b" * 160, 0.05)
 
     assert played.played(0.07, 160) == b"b" * 160
+
+
+def test_an_ear_on_a_late_line_hears_what_was_played_whoever_else_has_asked():
+    agent = sound("agent", 500, 0)
+    heard = echo_of(agent, 0.2, -12)
+    found, echo_frames = [], []
+    for is_watched in (False, True):
+        played = Played(remember=True)
+        played.open = True
+        for at in range(0, len(agent), 800):
+            played.sent(agent[at : at + 800], at / 8_000)
+        ear = Ear(played, barge_in=True)
+        for number in range(1, 501):
+            if is_watched:
+                played.played(number * 0.02 + 0.3, 800)
+            ear.hear(heard[(number - 1) * 160 : number * 160], number * 0.02)
+        found.append(ear.take_found())
+        echo_frames.append(ear.echo_frames)
+
+    assert echo_frames[0] > 100
+    assert echo_frames[1] == echo_frames[0]
+    assert found[1] == found[0]
 
 
 def test_two_seconds_are_remembered_and_in_silence_nothing():

@@ -51,7 +51,6 @@ class Piece:
 class ReferencePlayed:
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
-        self.playing = 0
         self.open, self.marks_out, self.turn, self.play_end = False, 0, 0, 0.0
 
     def sent(self, payload: bytes, plays_at: float) -> None:
@@ -62,7 +61,6 @@ class ReferencePlayed:
     def passed(self, now: float) -> None:
         while self.pieces and self.pieces[0].played_at < now - 2.0:
             del self.pieces[0]
-            self.playing = max(0, self.playing - 1)
 
     def forget(self, now: float) -> None:
         while self.pieces and self.pieces[-1].plays_at >= now:
@@ -70,7 +68,6 @@ class ReferencePlayed:
         if self.pieces and self.pieces[-1].played_at > now:
             last = self.pieces[-1]
             last.payload = last.payload[: round((now - last.plays_at) * RATE)]
-        self.playing = min(self.playing, len(self.pieces))
         self.play_end = now
 
     def is_playing(self, now: float) -> bool:
@@ -78,9 +75,9 @@ class ReferencePlayed:
 
     def played(self, now: float, size: int) -> bytes:
         began, heard = now - size / RATE, b""
-        while self.playing < len(self.pieces) and self.pieces[self.playing].played_at <= began:
-            self.playing += 1
-        for piece in self.pieces[self.playing :]:
+        for piece in self.pieces:
+            if piece.played_at <= began:
+                continue
             at = round((piece.plays_at - began) * RATE)
             if at >= size or len(heard) >= size:
                 break
