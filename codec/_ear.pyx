@@ -933,8 +933,11 @@ cdef class Ear:
         if is_echo[0]:
             self.echo_frames += 1
         if self._echo.delay >= 0 and not knew:
-            # What has been heard up to now was the agent, too.
+            # What has been heard up to now was the agent, too: a turn in which nothing was said.
+            if self._speech.speaking:
+                self._note(SPEECH_ENDED, at, at, 0)
             forget_speech(&self._speech)
+            self._last_speech_at = -INFINITY
             self._note(ECHO_FOUND, at, at, 0)
         return 0
 

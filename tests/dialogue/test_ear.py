@@ -131,6 +131,25 @@ def test_a_known_echo_is_silence_to_the_model():
     assert max(map(_peak, loud), default=0) < 1_500
 
 
+@pytest.mark.parametrize("mode", [BargeInMode.LOCAL, BargeInMode.BOTH])
+def test_an_echo_that_was_taken_for_the_caller_was_nobodys_turn_and_ends_it(mode):
+    ear, playout = ear_of(mode)
+    play(playout, agent_speech())
+    heard = frames_of(echo_of(agent_speech(), 0.2, -12))
+
+    found = []
+    for n, frame in enumerate(heard):
+        found += ear.hear(frame, (n + 1) * 0.02).found
+        if ear.has_echo:
+            break
+
+    turns = [event for event in found if not isinstance(event, Stop)]
+    assert [type(event) for event in turns[-2:]] == [SpeechStarted, SpeechEnded]
+    assert turns[-1] == SpeechEnded(ear.judge.heard_at, 0.0, ear.judge.heard_at)
+    assert not ear.caller_speaks
+    assert not ear.spoke_since(0.0)
+
+
 def _peak(frame: bytes) -> int:
     return max(map(abs, array("h", decode_mulaw(frame))))
 

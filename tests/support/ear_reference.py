@@ -328,7 +328,10 @@ class ReferenceEar:
         echo = self.echo.hear(level, loudness(self.played.played(at, FRAME)))
         self.echo_frames += echo
         if self.echo.delay is not None and not knew:
+            if self.speech.speaking:
+                self.found.append(SpeechEnded(at, 0.0, at))
             self.speech.forget()
+            self.last_speech_at = -math.inf
             self.found.append(EchoFound(at))
         return echo
 
