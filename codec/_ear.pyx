@@ -1006,20 +1006,39 @@ cdef class Ear:
         self._suspicion.valid_from = self._suspicion.kept
         return True
 
-    def rely_on_detector(self, *, bint speaking, bint holding):
+    def rely_on_detector(
+        self,
+        *,
+        bint speaking,
+        bint holding,
+        double speech_s,
+        double last_at,
+        double voiced_s,
+    ):
         """Find speech and interruptions by the detector alone.
 
         Args:
             speaking: Whether the caller is in the middle of a turn.
             holding: Whether the agent is held just now.
+            speech_s: How much they have spoken in that turn.
+            last_at: When they were last heard in it.
+            voiced_s: How much voice there has been since the agent is held.
         """
+        cdef double kept_at = self._suspicion.kept_at
+        cdef double end_silence_s = self._speech.end_silence_frames * FRAME_SECONDS
         self.judged = False
         self._speech.speaking = speaking
-        self._speech.last_at = self._suspicion.kept_at
         self._speech.in_a_row = self._speech.frames = self._speech.silent_frames = 0
+        if speaking:
+            # What has been suspicious since is the detector's to judge now, and is speech to it.
+            last_at = min(max(last_at, self._suspicion.until - SUSPECT_S), kept_at)
+            self._speech.last_at = last_at
+            self._speech.frames = _frames(speech_s)
+            self._speech.silent_frames = _frames(min(kept_at - last_at, end_silence_s))
         self._barge_in.holding = holding
         self._barge_in.in_a_row = self._barge_in.frames = 0
-        self._barge_in.vowels = self._barge_in.silence = 0
+        self._barge_in.vowels = _frames(voiced_s) if holding else 0
+        self._barge_in.silence = self._speech.silent_frames
         self._barge_in.speech_frames = 0
         self._barge_in.loudness = 0.0
 

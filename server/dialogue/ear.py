@@ -216,7 +216,13 @@ class Ear:
     def do_without(self) -> None:
         """Nobody tells voices from noise for the time being: a detector alone has to."""
         verdicts = self._verdicts
-        self.judge.rely_on_detector(speaking=verdicts.speaking, holding=verdicts.holding)
+        self.judge.rely_on_detector(
+            speaking=verdicts.speaking,
+            holding=verdicts.holding,
+            speech_s=verdicts.speech_s,
+            last_at=verdicts.last_at,
+            voiced_s=verdicts.voiced_s,
+        )
         verdicts.speaking = verdicts.holding = False
 
     def close(self) -> None:

@@ -79,6 +79,8 @@ class Verdicts:
         speaking: Whether the caller is in the middle of a turn.
         holding: Whether the agent is held just now.
         last_at: When the caller was last heard.
+        speech_s: How much they have spoken in their turn, or did in their last.
+        voiced_s: How much voice there has been since the agent is held, or was last.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Verdicts:
         self._agree_s = agree_s
         self.speaking = self.holding = False
         self.last_at = float("-inf")
-        self._speech_s = 0.0
+        self.speech_s = 0.0
         self._sure_hops = 0
         self._energy = 0.0  # of these, added up
         self.caller_dbfs: float | None = None
@@ -100,7 +102,7 @@ class Verdicts:
         self._low_at = float("-inf")  # when a voice far under that was heard last
         self._low_hops = 0  # of it, since the caller was heard
         self._low_energy = 0.0
-        self._held_s = self._voiced_s = self._quiet_s = 0.0
+        self._held_s = self.voiced_s = self._quiet_s = 0.0
         self._is_certain = False  # that it was a voice for which the agent is held
         self._not_before = float("-inf")
 
@@ -150,10 +152,10 @@ class Verdicts:
         if speaks:
             self.last_at = at
             self._low_hops, self._low_energy = 0, 0.0
-            self._speech_s += HOP_S
+            self.speech_s += HOP_S
             if not self.speaking:
                 self.speaking = True
-                self._speech_s = HOP_S
+                self.speech_s = HOP_S
                 self._sure_hops, self._energy = 0, 0.0
                 found.append(SpeechStarted(at - HOP_S))
             if probability >= VOICED:
@@ -165,7 +167,7 @@ class Verdicts:
             self.speaking = False
             sure = self._sure_hops >= SURE_HOPS
             goes_on = at - self._low_at < LOW_PAUSE_S
-            found.append(SpeechEnded(self.last_at, self._speech_s, at, sure, goes_on))
+            found.append(SpeechEnded(self.last_at, self.speech_s, at, sure, goes_on))
         may_hold = agent_heard and may_stop and probability >= strict
         certain = probability >= (strict if is_quiet else CERTAIN)
         if self._barge_in and (stop := self._stop(probability, at, may_hold, certain)):
@@ -229,17 +231,17 @@ class Verdicts:
                 return None
             self.holding = True
             self._held_s = self._quiet_s = 0.0
-            self._voiced_s = HOP_S
+            self.voiced_s = HOP_S
             self._is_certain = certain
             return Stop.HOLD
         self._held_s += HOP_S
-        self._voiced_s += HOP_S if probability >= VOICED else 0.0
+        self.voiced_s += HOP_S if probability >= VOICED else 0.0
         self._quiet_s = 0.0 if probability >= LOOSE else self._quiet_s + HOP_S
-        if self._voiced_s >= self._confirm_s:
+        if self.voiced_s >= self._confirm_s:
             self.agent_cut()
             return Stop.CUT
         self._is_certain = self._is_certain or certain
-        is_word = self._is_certain and self._voiced_s >= WORD_S
+        is_word = self._is_certain and self.voiced_s >= WORD_S
         patience_s = QUIET_S + (self._agree_s if is_word else 0.0)
         if self._quiet_s < patience_s and (is_word or self._held_s < UNCERTAIN_S):
             return None
@@ -261,7 +263,7 @@ class Verdicts:
         found: list[SpeechEnded | Stop] = []
         if self.speaking:
             sure = self._sure_hops >= SURE_HOPS
-            found.append(SpeechEnded(self.last_at, self._speech_s, at, sure))
+            found.append(SpeechEnded(self.last_at, self.speech_s, at, sure))
         if self.holding:
             found.append(Stop.RESUME)
         self.speaking = self.holding = False

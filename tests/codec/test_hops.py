@@ -87,7 +87,7 @@ def test_an_ear_that_loses_its_judge_ends_what_was_begun():
     ear = judged_ear(agent_heard=True)
     hear(ear, load_speech("question"))
 
-    ear.rely_on_detector(speaking=True, holding=True)
+    ear.rely_on_detector(speaking=True, holding=True, speech_s=0.0, last_at=0.0, voiced_s=0.0)
     found = hear(ear, quiet(2.0), 3.0)
 
     assert {type(one) for one in found} == {SpeechEnded, Stop}

@@ -54,6 +54,11 @@ class Line:
             self.judge.judge_now()
         return list(self.found)
 
+    def lose_judge(self) -> None:
+        """Nobody judges the caller any more."""
+        self.judge.leave(self.ear.judge)
+        self.ear.do_without()
+
 
 def test_speech_begins_and_ends_a_turn():
     line = Line(Loudness(), agent_heard=False)
@@ -95,6 +100,45 @@ def test_an_ear_that_is_not_judged_any_more_goes_on_by_the_detector():
 
     assert {type(one) for one in found} == {SpeechEnded, Stop}
     assert line.ear.rely_again()
+
+
+def test_a_detector_goes_on_with_all_that_was_said_before_it_had_to():
+    line = Line(Loudness(), agent_heard=False)
+    line.hear(quiet(1.0) + load_speech("question")[: FRAME * 30] + quiet(0.3))
+
+    line.lose_judge()
+    (ended,) = line.hear(quiet(0.5))
+
+    assert isinstance(ended, SpeechEnded)
+    assert ended.speech_s > 0.5
+    assert ended.at == pytest.approx(1.7, abs=0.1)
+    assert ended.known_at == pytest.approx(ended.at + 0.5, abs=0.03)
+
+
+def test_what_nobody_has_judged_any_more_goes_on_as_speech():
+    line = Line(Loudness(), agent_heard=False)
+    speech = load_speech("question")
+    line.hear(quiet(1.0) + speech[: FRAME * 20])
+    for at in range(FRAME * 20, FRAME * 60, FRAME):  # the judge is busy with others
+        line.now += 0.02
+        line.ear.hear(speech[at : at + FRAME], line.now)
+
+    line.judge.judge_now()  # it is late
+    assert not line.ear.judge.judged
+
+    assert line.hear(quiet(0.3)) == []
+    assert line.ear.caller_speaks
+
+
+def test_a_word_that_holds_the_agent_is_left_to_the_model_though_the_judge_is_lost():
+    line = Line(Loudness(), agent_heard=True)
+    found = line.hear(quiet(1.0) + load_speech("goodbye")[: FRAME * 12] + quiet(0.1))
+    assert found[-1] is Stop.HOLD
+
+    line.lose_judge()
+
+    assert Stop.RESUME not in line.hear(quiet(0.7))
+    assert Stop.RESUME in line.hear(quiet(0.6))
 
 
 def test_an_echo_that_was_taken_for_the_caller_holds_nobody_and_was_nobodys_turn():

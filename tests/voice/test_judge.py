@@ -65,7 +65,9 @@ class Caller:
 
     def do_without(self):
         self.is_without = True
-        self.ear.rely_on_detector(speaking=False, holding=False)
+        self.ear.rely_on_detector(
+            speaking=False, holding=False, speech_s=0.0, last_at=0.0, voiced_s=0.0
+        )
 
     def rely_again(self):
         self.is_without = not self.ear.rely_on_judge()
