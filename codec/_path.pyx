@@ -496,6 +496,11 @@ cdef class MediaPath:
             self._chunks, self._missing_chunks, self._repeated_chunks, self._timestamp_jumps
         )
 
+    @property
+    def keeps_only(self):
+        """Whether what is held is only kept for a while, and nobody has to look at it."""
+        return self._keeps_only()
+
     def take_caller(self):
         """Take the caller audio that is held: payload, as the ear has left it."""
         return take_bytes(&self._caller)

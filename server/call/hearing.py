@@ -323,7 +323,8 @@ class Hearing:
         assert line is not None
         with _OwnTrouble(line):
             passing.collect()
-            payload = path.take_caller()
+            # What is only kept stays there until a turn is told that may have begun in it.
+            payload = b"" if path.keeps_only else path.take_caller()
             if payload:
                 # Ear and recorder have heard it already.
                 c.notes.timings.caller_audio_s += len(payload) / BYTES_PER_S

@@ -5,18 +5,27 @@ from __future__ import annotations
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
+from websockets.frames import Frame, Opcode
 
+import codec
 from codec.ear import SpeechEnded, SpeechStarted
 from codec.line import FRAME_BYTES, FRAME_S, SILENCE
+from codec.path import WebSocket
 from server.agent.agent import Agent
 from server.call.conversation import Conversation
 from server.carrier import StreamStopped
+from server.carrier.twilio.messages import audio_messages
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import BELIEVED_S, Patience
+from server.model.lasting.model import LastingModel
 from server.simulators.phone import load_speech
-from server.voice.told import AGAIN_S, LOWER_S, MAX_TURN_S
+from server.voice.told import AGAIN_S, BEFORE_S, LOWER_S, MAX_TURN_S
+from tests.model.test_told_turns import Changing
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 from tests.support.fakes import MemoryMedia
+from tests.support.path_messages import SID, media
+from tests.support.sounds import noise
+from tests.support.websocket_oracle import write_frames
 
 VOWELS = load_speech("question")[4_000:8_000]
 """Half a second without a pause."""
@@ -208,3 +217,51 @@ async def test_a_television_ends_the_callers_turn_when_it_is_sure_not_to_be_them
     assert told_at == pytest.approx(ended_at + LOWER_S)
     (asked_at, _), *_ = call.session.texts
     assert asked_at == pytest.approx(told_at + QUIET.reply_timeout_s)
+
+
+class ByPath(Told):
+    """A call whose caller is heard by the compiled path."""
+
+    def join(self) -> None:
+        self.said = b""
+        path = self.conversation.passing.path
+        path.phone = WebSocket(is_client=False, max_message_bytes=64 * 1024)
+        path.start(SID, audio_messages(SID))
+        path.caller_passes = True
+
+    async def hears(self, seconds: float, payload: bytes = VOWELS) -> None:
+        path, relay = self.conversation.passing.path, self.conversation.passing.relay
+        for number in range(round(seconds / FRAME_S)):
+            at = number * FRAME_BYTES % len(payload)
+            self.said += payload[at : at + FRAME_BYTES]
+            message = media(self.said[-FRAME_BYTES:], len(self.said) // FRAME_BYTES)
+            path.phone.receive(write_frames([Frame(Opcode.TEXT, message)], masked=True))
+            assert path.next_from_phone(trio.current_time()) is None
+            if path.has_caller_news():
+                relay.on_caller()
+            await trio.sleep(FRAME_S)
+
+
+async def test_by_the_path_the_model_hears_each_turn_from_just_before_it_on_and_in_order(
+    autojump_clock, nursery
+):
+    service = Changing(True)
+    call = ByPath(
+        agent=Agent(greeting="", turn_end="local"), model=LastingModel(service), patience=QUIET
+    )
+    await call.begin(nursery)
+    call.join()
+    for seed in range(2):
+        await call.hears(3.0, noise(3.0, 8.0, seed))
+        await call.hears(0.5)
+    await call.hears(1.0, noise(1.0, 8.0))
+    call.call.end(EndReason.HUNG_UP)
+
+    (heard,) = service.heard
+    edges = [at for at, one in enumerate(heard) if one in (b"begins", b"ends")]
+    assert [heard[at] for at in edges] == [b"begins", b"ends"] * 2
+    whole = codec.MulawDecoder(16_000).decode(call.said)
+    for number, spoke_at in enumerate((3.0, 6.5)):
+        turn = b"".join(heard[edges[2 * number] + 1 : edges[2 * number + 1]])
+        assert whole.find(turn) / 32_000 == pytest.approx(spoke_at - BEFORE_S, abs=0.05)
+        assert BEFORE_S + 0.5 < len(turn) / 32_000 < BEFORE_S + 1.1

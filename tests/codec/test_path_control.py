@@ -344,9 +344,11 @@ def test_of_what_only_waits_for_a_turn_the_newest_is_kept_and_nobody_is_told(
     for _ in range(10):
         hear(path, CHUNK)
         assert not path.has_caller_news()
+        assert path.keeps_only
 
     assert to_model(path) == b""
     path.keep_newest_bytes = 0
+    assert not path.keeps_only
     path.model_ready = True
     assert len(to_model(path)) == 4 * 2 * len(CHUNK)
 
@@ -360,6 +362,7 @@ def test_what_somebody_has_to_look_at_is_kept_whole_though_it_waits_for_a_turn(
         hear(path, CHUNK)
 
     assert path.has_caller_news()
+    assert not path.keeps_only
     assert path.take_caller() == CHUNK * 3
 
 
