@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from server.model.lasting.model import LastingModel
-from server.model.lasting.unanswered import MAX_KEPT_S
+from server.model.lasting.unanswered import MAX_WAITING_S
 from tests.support.rig import calling
 
 
@@ -81,7 +81,7 @@ async def test_caller_audio_that_waits_too_long_is_bounded_and_counted(autojump_
     kept_s = rig.sessions[0].heard_samples / 16_000
     said_s = len(rig.phone.said) / 8_000
     lost_s = rig.record["timings"]["caller_audio_lost_s"]
-    assert lost_s == pytest.approx(ready_s - 0.5 - MAX_KEPT_S, abs=0.05)
+    assert lost_s == pytest.approx(ready_s - 0.5 - MAX_WAITING_S, abs=0.05)
     assert lost_s + kept_s == pytest.approx(said_s, abs=0.05)
     assert rig.metrics.streams.lost_frames.labels("server")._value.get() == pytest.approx(
         50 * lost_s

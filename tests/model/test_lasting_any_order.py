@@ -18,7 +18,7 @@ from server.errors import ModelError
 from server.model import Way
 from server.model.lasting.plan import MAX_DELAY_S, ConnectionPlan, State
 from server.model.lasting.unanswered import (
-    MAX_KEPT_S,
+    MAX_WAITING_S,
     PCM_BYTES_PER_S,
     UnansweredInput,
 )
@@ -154,7 +154,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def what_is_kept_is_bounded(self) -> None:
-        assert self.kept._audio_bytes <= MAX_KEPT_S * PCM_BYTES_PER_S
+        assert self.kept._audio_bytes <= MAX_WAITING_S * PCM_BYTES_PER_S
 
     @invariant()
     def nobody_waits_long_for_the_next_attempt(self) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from server.agent.agent import Agent
+from server.dialogue.opening import LONGEST_HOLD_S
 from server.errors import ModelError, ModelSetupRefused
 from server.media.relay import Relay
 from server.model import (
@@ -28,6 +29,7 @@ from server.model import (
 from server.model.lasting.model import LastingModel
 from server.model.lasting.plan import State
 from server.model.lasting.session import STALL_S
+from server.model.lasting.unanswered import MAX_INPUT_BYTES, PCM_BYTES_PER_S
 from tests.support.lasting_talks import (
     Conversation,
 )
@@ -83,7 +85,7 @@ class DeafService:
 
 
 class DeafConnection(StandIn):
-    def __init__(self, service: DeafService, *, deaf: bool) -> None:
+    def __init__(self, service: DeafService | WholeService, *, deaf: bool) -> None:
         self._service = service
         self._deaf = deaf
 
@@ -119,6 +121,61 @@ async def test_nothing_that_hangs_on_a_dead_connection_keeps_the_next_from_its_w
     assert (reconnected.reason, service.opened) == ("broken", 2)
     assert session._plan.left_at - began == pytest.approx(STALL_S)
     assert service.heard == [b"Hello?"]
+
+
+class WholeService:
+    """Writes down all that its connections are sent, be they wires or none."""
+
+    name = "whole"
+
+    def __init__(self, *, is_wire: bool) -> None:
+        self.is_wire = is_wire
+        self.heard: list[bytes] = []
+
+    @asynccontextmanager
+    async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[StandIn]:
+        if self.is_wire:
+            yield WireConnection(self)
+        else:
+            yield DeafConnection(self, deaf=False)
+
+
+class WireConnection(StandIn):
+    is_wire = True
+
+    def __init__(self, service: WholeService) -> None:
+        self._service = service
+
+    def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:
+        pass
+
+    def send_nowait(self, message: bytes) -> None:
+        self._service.heard.append(message)
+
+
+@pytest.mark.parametrize(
+    ("is_wire", "held_s"), [(True, LONGEST_HOLD_S), (True, 60.0), (False, LONGEST_HOLD_S)]
+)
+async def test_what_was_held_for_long_is_said_from_its_first_word_on(
+    autojump_clock, is_wire: bool, held_s: float
+):
+    service = WholeService(is_wire=is_wire)
+    session = LastingModel(service).new_session(Agent(), Conversation(), lambda event: None)
+    held = b"".join(n.to_bytes(4, "little") for n in range(round(held_s * PCM_BYTES_PER_S) // 4))
+    behind = bytes(MAX_INPUT_BYTES // 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        session.send_audio(bytes(MAX_INPUT_BYTES))
+        await trio.testing.wait_all_tasks_blocked()
+        session.send_audio(held)
+        session.send_audio(behind)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert b"".join(service.heard) == bytes(MAX_INPUT_BYTES) + held + behind
+    assert max(map(len, service.heard)) == MAX_INPUT_BYTES
+    assert session.lost_s == 0.0
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_what_the_session_remembers_is_said_again_only_to_a_fresh_one() -> None:
 
 
 def test_old_audio_makes_room_and_is_lost_only_if_it_was_never_sent() -> None:
-    kept = UnansweredInput(max_kept_s=1.0)
+    kept = UnansweredInput(max_kept_s=1.0, max_waiting_s=1.0)
     for n in range(50):
         kept.put(loud(n))
     take_all(kept)
@@ -154,6 +154,20 @@ def test_old_audio_makes_room_and_is_lost_only_if_it_was_never_sent() -> None:
 
     assert kept.lost_bytes == 10 * CHUNK_BYTES
     assert b"".join(take_all(kept)) == b"".join(loud(n) for n in range(60, 110))  # type: ignore[arg-type]
+
+
+def test_what_waits_may_be_longer_than_what_is_kept_once_it_is_sent() -> None:
+    kept = UnansweredInput(max_kept_s=1.0, max_waiting_s=2.0)
+    chunks = [loud(n) for n in range(150)]
+    for chunk in chunks:
+        kept.put(chunk)
+
+    assert kept.lost_bytes == 50 * CHUNK_BYTES
+    assert b"".join(take_all(kept)) == b"".join(chunks[50:])  # type: ignore[arg-type]
+    kept.put(loud(150))
+    take_all(kept)
+    assert kept.rewind(resumed=True) == 50 * CHUNK_BYTES
+    assert kept.lost_bytes == 50 * CHUNK_BYTES
 
 
 def test_tiny_chunks_make_room_by_their_number_sent_and_waiting_together() -> None:
@@ -170,7 +184,7 @@ def test_tiny_chunks_make_room_by_their_number_sent_and_waiting_together() -> No
 
 
 def test_words_and_tool_answers_outlast_old_audio() -> None:
-    kept = UnansweredInput(max_kept_s=1.0)
+    kept = UnansweredInput(max_kept_s=1.0, max_waiting_s=1.0)
     results = (ToolResult("1", "look_up", {"output": 1}),)
     kept.put(results)
     kept.put("The caller pressed 5.")

@@ -369,14 +369,17 @@ class LastingSession:
     # Sending. Everything goes through the same queue, so it arrives in the order it was said.
 
     def send_audio(self, pcm: bytes) -> bool:
-        """Send caller audio; what cannot be sent yet is kept, ten seconds of it."""
+        """Send caller audio; what cannot be sent yet is kept, thirteen seconds of it."""
         self.note_passed()
         if self._turns.holds_back(self._connection):
             self._turns.keep(pcm)
             return False
+        is_sent = not pcm and self._flush()
         for start in range(0, len(pcm), MAX_INPUT_BYTES):
+            # Each goes before the next is put: what has been held for long comes all at once.
             self._input.put(pcm[start : start + MAX_INPUT_BYTES])
-        return self._flush()
+            is_sent = self._flush()
+        return is_sent
 
     def caller_begins(self, before_s: float) -> None:
         """The caller has begun to speak: audio from so long ago on is in their turn."""

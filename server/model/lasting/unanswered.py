@@ -16,7 +16,10 @@ from server.model import (
 
 PCM_BYTES_PER_S = 2 * CALLER_RATE_HZ
 MAX_KEPT_S = 10.0
-"""Caller audio kept for a new connection; older audio makes room for newer."""
+"""Caller audio kept for a new connection once it has been sent; older makes room for newer."""
+MAX_WAITING_S = 13.0
+"""The same while it waits to be sent: all that the beginning of a call holds, up to 12 s, comes at
+once, and more behind it."""
 MAX_KEPT_INPUTS = 2_000
 """Inputs kept for a new connection, for a carrier may send its audio in tiny chunks."""
 MAX_INPUT_BYTES = PCM_BYTES_PER_S // 10
@@ -85,9 +88,12 @@ class UnansweredInput:
         lost_bytes: Caller audio that had to make room before it was ever sent.
     """
 
-    def __init__(self, max_kept_s: float = MAX_KEPT_S) -> None:
+    def __init__(
+        self, max_kept_s: float = MAX_KEPT_S, max_waiting_s: float = MAX_WAITING_S
+    ) -> None:
         self.lost_bytes = 0
         self._max_bytes = int(max_kept_s * PCM_BYTES_PER_S)
+        self._max_waiting_bytes = int(max_waiting_s * PCM_BYTES_PER_S)
         self._newest = 0
         self._newest_sent = 0
         self._sent: deque[tuple[int, Input]] = deque()
@@ -229,7 +235,7 @@ class UnansweredInput:
             self._drop(self._sent)
         index = 0
         while index < len(self._waiting) and (
-            self._audio_bytes > self._max_bytes or self._is_crowded
+            self._audio_bytes > self._max_waiting_bytes or self._is_crowded
         ):
             number, content = self._waiting[index]
             if size := audio_bytes(content):
