@@ -152,6 +152,11 @@ class Wanted:
         return self == _ALL
 
     @property
+    def is_live(self) -> bool:
+        """Whether it is live calls alone, of which there are no records."""
+        return self.one_of.get("state") == ("live",)
+
+    @property
     def asks_cost(self) -> bool:
         """Whether it depends on what a call has cost, which only whole records say."""
         return self.min_cost_usd is not None or self.max_cost_usd is not None

@@ -424,7 +424,7 @@ class Register:
         ]
         ours = {row["call_sid"]: row for row in rows}
         kept, is_complete, more = [], True, False
-        if self._records is not None:
+        if self._records is not None and not (wanted is not None and wanted.is_live):
             ours = {row["call_sid"]: row for row in self._records.unsaved(*details)} | ours
             try:
                 kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)

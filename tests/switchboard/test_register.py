@@ -9,8 +9,8 @@ import trio
 
 from server.records.database.tables import FOUND_OVER
 from server.records.store import Records
-from server.records.words import RecordsUnavailable
-from server.switchboard.register import LOOK_UP_TIMEOUT_S, Register
+from server.records.words import Cursor, RecordsUnavailable, Wanted
+from server.switchboard.register import LOOK_UP_TIMEOUT_S, Page, Register
 
 SID = "CA7"
 
@@ -28,6 +28,15 @@ class FewRecords:
         if self._is_away:
             raise RecordsUnavailable("the database does not answer")
         return None if self._generation is None else {"generation": self._generation}
+
+    async def page(
+        self, limit: int, before: Cursor | None, wanted: Wanted | None, *, with_outcome: bool
+    ) -> list[dict[str, Any]]:
+        assert self._is_away, "the database was asked"
+        raise RecordsUnavailable("the database does not answer")
+
+    def unsaved(self, *details: str) -> list[dict[str, Any]]:
+        return []
 
 
 def register(records: FewRecords) -> Register:
@@ -68,3 +77,12 @@ async def test_nobody_is_asked_of_a_call_that_is_known():
     known._has_ended(SID, 1, None)
 
     assert not await known.was_over(SID, 1)
+
+
+@pytest.mark.parametrize(("state", "is_complete"), [("live", True), ("ended", False)])
+async def test_a_list_of_live_calls_asks_no_database(state, is_complete):
+    known = register(FewRecords(None, is_away=True))
+
+    page = await known.page(10, wanted=Wanted(one_of={"state": (state,)}))
+
+    assert page == Page([], more=False, is_complete=is_complete)
