@@ -31,6 +31,22 @@ HEAR_LISTS = """async () => {
   globalThis.lists = 0;
   live.addEventListener("calls", ({ detail }) => { lists += detail ? 0 : 1; });
 }"""
+REPEAT = """
+globalThis.repeats = [];
+const { setTimeout: later } = globalThis;
+globalThis.setTimeout = (act, ms, ...facts) => {
+  if (ms < 3_000) return later(act, ms, ...facts);
+  repeats.push({ act, ms });
+};
+globalThis.setInterval = () => 0;"""
+"""A page that does what is to wait for long when :data:`AGAIN` says so, and takes no channel for
+dead."""
+AGAIN = "repeats.at(-1).act()"
+HEAR_LOADS = """async () => {
+  const { live } = await import("/static/console/live.js");
+  globalThis.loads = 0;
+  live.addEventListener("load", () => { loads += 1; });
+}"""
 ROWS = "document.querySelectorAll('li.call').length"
 STATE = "document.querySelector('[data-tile=state] dd').textContent"
 GAP = "channels[0].dispatchEvent(new MessageEvent('gap'))"
@@ -80,6 +96,77 @@ async def test_a_list_that_is_not_complete_takes_no_call_away_and_is_read_again(
             return [*rows, page.evaluate(ROWS)]
 
         assert await in_browser(look) == [1, 0]
+
+
+async def test_lists_that_stay_incomplete_are_read_ever_more_seldom_and_told_of_if_they_say_more():
+    async with serving(api_key=API_KEY) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        await server.make_call(TALKS_ON)
+        [found] = (await server.http.get("/calls?state=live")).json()["calls"]
+
+        def look(page: Any) -> tuple[list[int], list[int], int]:
+            listed = [found]
+            page.add_init_script(WATCH + REPEAT)
+            sign_in(page, server.url)
+            page.wait_for_selector("li.call")
+            page.route(
+                "**/calls?*",
+                lambda route: route.fulfill(
+                    json={"calls": listed, "next": None, "complete": False}
+                ),
+            )
+            page.evaluate(GAP)
+            until(page, "repeats.length === 1")
+            page.evaluate(HEAR_LISTS)
+            for readings in range(2, 9):
+                page.evaluate(AGAIN)
+                until(page, f"repeats.length === {readings}")
+            lists = [page.evaluate("lists")]
+            listed.append({**found, "call_sid": "CA99"})
+            page.evaluate(AGAIN)
+            until(page, "repeats.length === 9")
+            lists.append(page.evaluate("lists"))
+            return page.evaluate("repeats.map(({ ms }) => ms / 1000)"), lists, page.evaluate(ROWS)
+
+        pauses, lists, rows = await in_browser(look)
+        assert pauses == [3, 6, 12, 24, 48, 60, 60, 60, 60]
+        assert (lists, rows) == ([0, 1], 2)
+
+
+async def test_a_call_that_nobody_names_any_more_is_dropped_though_no_list_is_complete():
+    async with serving(api_key=API_KEY) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        named_by_news = (await server.make_call(TALKS_ON)).json()["call_sid"]
+        [found] = (await server.http.get("/calls?state=live")).json()["calls"]
+
+        def look(page: Any) -> set[str]:
+            listed: list[str] = []
+            page.add_init_script(WATCH + REPEAT)
+            sign_in(page, server.url)
+            page.wait_for_selector("li.call")
+            page.evaluate(HEAR_LOADS)
+            page.route(
+                "**/calls?*",
+                lambda route: route.fulfill(
+                    json={
+                        "calls": [{**found, "call_sid": sid} for sid in listed],
+                        "next": None,
+                        "complete": False,
+                    }
+                ),
+            )
+            listed[:] = ["CA-dead", "CA-listed"]
+            page.evaluate(GAP)
+            until(page, "repeats.length === 1")
+            for readings, names in enumerate(([], ["CA-listed"], []), start=2):
+                listed[:] = names
+                page.evaluate(AGAIN)
+                until(page, f"repeats.length === {readings}")
+                page.evaluate("ahead_ms += 60_000; loads = 0")
+                until(page, "loads > 0")
+            return {row.get_attribute("data-call") for row in page.locator("li.call").all()}
+
+        assert await in_browser(look) == {named_by_news, "CA-listed"}
 
 
 async def test_of_a_server_that_says_nothing_it_is_not_said_how_it_does():

@@ -31,6 +31,8 @@ function lightUp(light) {
   dispatchEvent(new Event("light"));
 }
 
+const brand = (tag) => el(tag, { class: "brand" }, el("span", { class: "mark-dot", "aria-hidden": "true" }), "Offhook");
+
 function choice(label, options, now, choose) {
   return el("label", { class: "choice" }, el("span", { class: "hidden" }, label),
     el("select", { "aria-label": label, on: { change: (event) => choose(event.target.value) } },
@@ -61,7 +63,7 @@ function drawSignIn() {
   document.title = `Offhook · ${t("sign.in")}`;
   show(app, el("main", { class: "sign" },
     el("form", { class: "card", on: { submit: enter } },
-      el("h1", { class: "brand" }, el("span", { class: "mark-dot", "aria-hidden": "true" }), "Offhook"),
+      brand("h1"),
       el("p", { class: "faint" }, t("sign.why")),
       el("label", { for: "key" }, t("sign.key")), key, problem,
       el("button", { class: "button primary wide" }, t("sign.in")),
@@ -79,7 +81,7 @@ function drawFrame() {
   show(app,
     el("a", { class: "skip", href: "#main", on: { click: (event) => { event.preventDefault(); main.focus(); } } }, t("skip")),
     el("header", { class: "side" },
-      el("p", { class: "brand" }, el("span", { class: "mark-dot", "aria-hidden": "true" }), "Offhook"),
+      brand("p"),
       el("nav", { "aria-label": t("menu") }, MENU.map(link)),
       el("div", { class: "foot" }, connection,
         session.needs_key && el("p", { class: "who" }, session.name, session.may_change ? null : el("span", { class: "pill" }, t("only-look"))),

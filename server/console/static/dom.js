@@ -6,7 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, facts, children) {
   for (const [name, value] of Object.entries(facts)) {
-    if (value === undefined || value === null || value === false) continue;
+    if ((value ?? false) === false) continue;
     if (name === "class") node.setAttribute("class", value);
     else if (name === "on") for (const [kind, act] of Object.entries(value)) node.addEventListener(kind, act);
     else if (name === "vars") for (const [key, of] of Object.entries(value)) node.style.setProperty(key, of);
@@ -30,7 +30,7 @@ export function svg(tag, facts = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), facts, children);
 }
 
-const given = (children) => children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+const given = (children) => children.flat(Infinity).filter((child) => (child ?? false) !== false);
 
 /** Shows these and nothing else. @param {Element} node @param {...any} children */
 export function show(node, ...children) {
@@ -80,7 +80,7 @@ const SHAPES = {
 
 /** @param {keyof SHAPES} name */
 export function icon(name) {
-  const facts = { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true", focusable: "false" };
+  const facts = { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true" };
   return svg("svg", facts, svg("path", { d: SHAPES[name] }));
 }
 

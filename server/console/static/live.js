@@ -2,7 +2,9 @@
 
 import { address, get, look, session } from "./api.js";
 
-const AGAIN_MS = 3_000; // after an answer that was no channel
+const AGAIN_MS = 3_000; // after an answer that was no channel, or that had not all calls in it
+const SELDOM_MS = 60_000; // the longest pause from one incomplete answer to the next
+const MISSED_MS = 50_000; // so long named by nobody, from one incomplete answer to a later one: a call is over
 const HIDDEN_MS = 60_000; // a page that nobody looks at gives its connection back: a browser has few
 const QUIET_MS = 6_000; // a process that says nothing for so long is not shown
 const DEAD_MS = 15_000; // an open channel that brings nothing for so long is dead: there is something every second
@@ -76,12 +78,15 @@ export function close() {
   become("closed");
 }
 
-/** Reads which calls live: what happened before the channel, or in a gap of it, is not told in it. */
-async function read() {
+/**
+ * Reads which calls live: what happened before the channel, or in a gap of it, is not told in it. After an answer that
+ * has not all of them, as none has where processes are many, it reads ever more seldom, and tells only of what is new.
+ */
+async function read(changed, pause = AGAIN_MS) {
   const mine = ++reading;
   const told = (toldSince = new Set());
   const there = new Set();
-  const again = () => { if (mine === reading && source) setTimeout(() => mine === reading && read(), AGAIN_MS); };
+  const again = () => setTimeout(() => mine === reading && source && read(changed, Math.min(2 * pause, SELDOM_MS)), pause);
   let before = "", complete = true;
   try {
     for (let pages = 0; pages < MOST_PAGES && before !== null; pages += 1) {
@@ -89,7 +94,7 @@ async function read() {
       if (mine !== reading) return;
       for (const call of page.calls) {
         there.add(call.call_sid);
-        if (!told.has(call.call_sid)) keep(call);
+        if (!told.has(call.call_sid) && keep(call)) changed = true;
       }
       before = page.next;
       complete = complete && page.complete;
@@ -98,16 +103,23 @@ async function read() {
     again();
     return;
   }
-  // Which of them are over is known only of an answer that has all of them in it.
-  if (complete && before === null) for (const sid of calls.keys()) if (!there.has(sid) && !told.has(sid)) calls.delete(sid);
-  tell("calls");
+  // Which of them are over is known at once only of an answer that has all of them in it.
+  for (const [sid, call] of calls) {
+    if (before !== null || there.has(sid) || told.has(sid)) continue;
+    call.missed ||= Date.now();
+    if (complete || Date.now() - call.missed > MISSED_MS) changed = calls.delete(sid);
+  }
+  if (changed || complete) tell("calls");
+  changed = false;
   if (!complete) again();
 }
 
+/** Whether the call was not known yet. */
 function keep(call) {
   const known = calls.get(call.call_sid);
   const began = call.status === "in-progress" ? Date.now() - call.duration_s * 1000 : 0;
-  calls.set(call.call_sid, { turn: "nobody", levels: [0, 0], usd: null, last: "", ...known, ...call, began });
+  calls.set(call.call_sid, { turn: "nobody", levels: [0, 0], usd: null, last: "", ...known, ...call, began, missed: 0 });
+  return !known;
 }
 
 function take(news) {
@@ -119,13 +131,13 @@ function take(news) {
   } else if (news.type === "line") {
     lines += 1;
     const call = calls.get(news.call_sid);
-    if (call) call.last = news.line.what;
+    if (call) Object.assign(call, { last: news.line.what, missed: 0 });
     tell("line", news);
   } else if (news.type === "load") {
     loads.set(news.load.process, { ...news.load, seen: Date.now() });
     for (const [sid, status, turn, caller, agent, seconds, usd] of news.calls) {
       const call = calls.get(sid);
-      if (call) Object.assign(call, { status, turn, levels: [caller, agent], usd, began: status === "in-progress" ? Date.now() - seconds * 1000 : 0 });
+      if (call) Object.assign(call, { status, turn, levels: [caller, agent], usd, missed: 0, began: status === "in-progress" ? Date.now() - seconds * 1000 : 0 });
     }
     tell("load");
   }
