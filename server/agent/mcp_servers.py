@@ -231,7 +231,11 @@ class _Connection:
     def _offer(self, client: Client, found: list[McpTool]) -> None:
         self._client = client
         offered = [one for one in found if not is_too_big(one.input_schema, MAX_SCHEMA_BYTES)]
-        tools = tuple(self._tool(one) for one in offered[:MAX_TOOLS])
+        by_name: dict[str, Tool] = {}  # some come to have one name: `a/b` and `a_b`
+        for one in offered[:MAX_TOOLS]:
+            tool = self._tool(one)
+            by_name.setdefault(tool.name, tool)
+        tools = tuple(by_name.values())
         if [tool.name for tool in tools] != [tool.name for tool in self.tools]:
             logger.info("mcp server offers tools", server=self.name, tools=len(tools))
             if left_out := len(found) - len(tools):
@@ -258,7 +262,7 @@ class _Connection:
         schema = {
             key: value
             for key, value in found.input_schema.items()
-            if key[0] != "$" or key == "$defs"
+            if not key.startswith("$") or key == "$defs"
         }
         schema.setdefault("properties", {})
         description = found.description or found.title or found.name

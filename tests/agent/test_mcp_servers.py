@@ -319,3 +319,26 @@ def test_of_a_servers_tools_so_many_are_offered_and_none_with_an_endless_schema(
     assert len(connection.tools) == MAX_TOOLS
     assert connection.tools[0].name == "shop__t0"
     assert len(connection.tools[0].description) == MAX_DESCRIPTION
+
+
+def test_of_a_servers_tools_that_come_to_have_one_name_the_first_is_offered():
+    found = [
+        McpTool(name=name, description=name, input_schema=ITEM)
+        for name in ("a/b", "a_b", "a b", "c")
+    ]
+    connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), 1.0)
+
+    connection._offer(None, found)  # type: ignore[arg-type]
+
+    assert [tool.name for tool in connection.tools] == ["shop__a_b", "shop__c"]
+    assert connection.tools[0].description == "a/b"
+
+
+def test_a_schema_may_have_a_key_of_no_letters():
+    connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), 1.0)
+
+    connection._offer(None, [McpTool(name="odd", input_schema=ITEM | {"": 1, "$id": "x"})])  # type: ignore[arg-type]
+
+    schema = connection.tools[0].parameters
+    assert "" in schema
+    assert "$id" not in schema

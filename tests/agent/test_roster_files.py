@@ -10,6 +10,7 @@ import pytest
 from server.agent.roster import files as files_module
 from server.agent.roster.agents import Agents, telephone_numbers
 from server.agent.roster.files import MODULE_NAME, line_of, read_agents
+from server.agent.roster.roster import files_beside
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
 
@@ -344,3 +345,14 @@ def test_a_text_is_no_longer_than_another_process_would_take_it(folder, key):
     told = refusal(folder)
 
     assert f"line 3: {key} must have at most 200,000 characters" in told
+
+
+@pytest.mark.parametrize("name", ["hello.wav", "hello.mp3", "hello.flac", "hello.ogg"])
+def test_a_greeting_beside_agents_is_watched_whatever_holds_it(tmp_path, name):
+    (tmp_path / "a.toml").write_text("")
+    (tmp_path / "calls.sqlite3").write_bytes(b"")
+    before = files_beside(tmp_path)
+
+    (tmp_path / name).write_bytes(b"sound")
+
+    assert {name for name, *_ in files_beside(tmp_path) - before} == {name}

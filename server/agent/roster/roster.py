@@ -23,7 +23,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WATCH_S = 0.5
 """How often it is looked whether a file has changed, where that is wanted."""
-WATCHED = (".toml", ".py", ".md", ".txt", ".wav")
+SOUND = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
+WATCHED = (".toml", ".py", ".md", ".txt", *SOUND)
 """What agents, their prompts and their greetings are in: a database beside them changes all the
 time."""
 
