@@ -152,6 +152,26 @@ async def test_calls_that_are_on_their_way_count_while_the_client_of_another_lea
     assert left == 1
 
 
+def test_calls_that_a_process_was_giving_when_it_was_killed_count_no_more(world):
+    for _ in range(3):
+        world.other.give(0)
+    while_it_lives = world.ours.candidate(0, "0").calls
+    for _ in range(round(SILENT_S / 0.1) + 1):
+        world.now += 0.1
+        world.ours.write(Load())
+
+    once_it_is_gone = world.ours.candidate(0, "0").calls
+
+    assert (while_it_lives, once_it_is_gone) == (3, 0)
+
+
+def test_calls_that_we_give_ourselves_count_though_we_were_held_up(world):
+    world.ours.give(1)
+    world.now += 10 * SILENT_S
+
+    assert world.ours.candidate(1, "1").calls == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a disk that says what it has given")
 def test_what_is_shared_has_its_room_on_the_disk_before_it_is_used(tmp_path):
     path = tmp_path / "board"

@@ -157,9 +157,15 @@ class Board:
         """A process, ours or another that is there, as one that could have the next call."""
         numbers, row = self._numbers, number * _ROW
         # One that its giver counts no more may be taken all the same, and is no fewer than none.
-        coming = sum(
-            max(numbers[giver * _ROW + _GIVEN + number] - numbers[row + _TAKEN + giver], 0.0)
+        # What one that was killed had on its way nobody is left to count off.
+        given = (
+            (giver, numbers[giver * _ROW + _GIVEN + number] - numbers[row + _TAKEN + giver])
             for giver in range(self._count)
+        )
+        coming = sum(
+            calls
+            for giver, calls in given
+            if calls > 0.0 and (giver == self._number or self.is_there(giver))
         )
         wait_s = max(numbers[row + _DIALS_AT] - time.monotonic(), 0.0)
         wait_s += (numbers[row + _WAITING] + coming) * numbers[row + _DIAL_EVERY_S]
