@@ -72,7 +72,7 @@ def unseal(sealed: bytes, call_sid: str, cluster_secrets: Sequence[str]) -> byte
             continue
     raise CannotUnseal(
         "state of a call that was sealed with another CLUSTER_SECRET, or changed since: every node "
-        "needs the same one (while it is replaced, the new and the old with a comma between)"
+        "needs the same one (it is replaced by old,new on every node, then new,old, then new)"
     )
 
 

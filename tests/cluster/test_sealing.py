@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +11,7 @@ from hypothesis import strategies as st
 from server.cluster.sealing import CannotUnseal, seal, unseal
 
 SECRET, OTHER = "a" * 32, "b" * 32
+ROOT = Path(__file__).parents[2]
 
 
 @given(st.binary(max_size=5_000), st.text(min_size=1, max_size=40))
@@ -44,6 +49,22 @@ def test_the_first_secret_seals_and_each_unseals():
     assert unseal(new, "CA1", [SECRET]) == b"new"
     with pytest.raises(CannotUnseal, match="CLUSTER_SECRET"):
         unseal(new, "CA1", [OTHER])
+
+
+@pytest.mark.parametrize(
+    "path", [".env.example", "docs/running.md", "server/cluster/sealing.py"], ids=str
+)
+def test_a_secret_is_replaced_as_it_is_told_and_every_node_knows_what_any_other_seals(path):
+    named = {"old": OTHER, "new": SECRET}
+    text = (ROOT / path).read_text()
+    [told] = re.findall(
+        r"replace.{1,9}?`?(old,new)`? on every node,\s+then\s+`?(new,old)`?, then `?(new)\b", text
+    )
+    steps = [[named[name] for name in step.split(",")] for step in ("old", *told)]
+
+    for before, after in pairwise(steps):  # some nodes have one, some the other
+        for sealing, opening in ((before, after), (after, before)):
+            assert unseal(seal(b"state", "CA1", sealing), "CA1", opening) == b"state"
 
 
 def test_nothing_of_the_state_is_to_be_seen_and_no_two_look_alike():
