@@ -23,7 +23,7 @@ from server.records.database.errors import (
     is_about_data,
     lacks_tables,
 )
-from server.records.database.migrations import MIGRATIONS
+from server.records.database.migrations import MIGRATIONS, Widening, bound_waits, counted
 from server.records.database.tables import SCHEMA_VERSION, schema, tables
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Connections:
         self._url = url
         options |= {"connect_args": arguments, "hide_parameters": True}
         self._engine = sql.create_engine(url, **options)
-        self._generation, self._ready = 0, False
+        self._generation, self._ready, self._widening = 0, False, Widening()
         self._opening, self._counting = threading.Lock(), threading.Lock()
         self._users = 0
         self._closed = False
@@ -159,6 +159,7 @@ class Connections:
             if not self._ready:
                 self._open()
                 self._ready = True
+            self._widening.go_on(self._engine)
 
     def _open(self) -> None:
         if self._url.get_backend_name() == "sqlite" and self._url.database:
@@ -168,7 +169,7 @@ class Connections:
             if lock := _ALONE.get(self._url.get_backend_name()):
                 connection.exec_driver_sql(lock)
             tables.create_all(connection)
-            version = connection.scalar(sql.select(schema.c.version))
+            version = counted(connection.scalar(sql.select(schema.c.version)))
             if version is None:
                 connection.execute(sql.insert(schema).values(version=SCHEMA_VERSION))
                 version = SCHEMA_VERSION
@@ -176,9 +177,8 @@ class Connections:
                 raise SchemaTooNew(
                     f"the database has schema {version}, this program knows {SCHEMA_VERSION}"
                 )
-            if version < SCHEMA_VERSION and self._url.get_backend_name() == "postgresql":
-                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # it may be large
             for step in range(version, SCHEMA_VERSION):
+                bound_waits(connection)
                 MIGRATIONS[step](connection)
                 connection.execute(sql.update(schema).values(version=step + 1))
 
@@ -187,7 +187,7 @@ class Connections:
         with self._engine.connect() as connection:
             if not sql.inspect(connection).has_table(schema.name):
                 return None
-            return connection.scalar(sql.select(schema.c.version))
+            return counted(connection.scalar(sql.select(schema.c.version)))
 
     @contextmanager
     def transaction(self, *, alone: bool = True) -> Iterator[sql.Connection]:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 import sqlalchemy as sql
+import structlog
+from sqlalchemy.exc import DBAPIError
 
 from server.carrier import MAX_CALL_SID_CHARS
 from server.records.database.tables import calls, events
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+TURN_TIMEOUT_S = 2.0
+"""How long a change of the tables may wait for those who use them, such as a dump: whoever comes
+after it, of other nodes as well, waits behind it."""
+WIDEN_TURN_TIMEOUT_S, WIDEN_AGAIN_S = 0.2, 60.0
+"""How long one that is not needed at once may wait, and when it is tried again."""
+_TURN_HAS_NOT_COME = "55P03"
+"""PostgreSQL's ``lock_not_available``."""
 
 
 def _nothing_to_change(connection: sql.Connection) -> None:
@@ -51,14 +65,6 @@ def _add_trouble(connection: sql.Connection) -> None:
     _add_indexes(connection, "had_trouble")
 
 
-def _widen_call_sids(connection: sql.Connection) -> None:
-    """Asterisk's names were cut; SQLite takes text of any length, whatever its tables say."""
-    if connection.dialect.name == "postgresql":  # which writes no row anew for it
-        for name in (calls.name, events.name):
-            wide = f"ALTER COLUMN call_sid TYPE VARCHAR({MAX_CALL_SID_CHARS})"
-            connection.exec_driver_sql(f"ALTER TABLE {name} {wide}")
-
-
 MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
     1: _nothing_to_change,
     2: _add_generation,
@@ -66,6 +72,64 @@ MIGRATIONS: Mapping[int, Callable[[sql.Connection], None]] = {
     4: _nothing_to_change,
     5: _add_outcome,
     6: _add_trouble,
-    7: _widen_call_sids,
+    7: _nothing_to_change,
 }
 """From this version to the next one, in one transaction; version 1 is the first."""
+
+
+def counted(version: int | None) -> int | None:
+    """The version as this program counts: what programs in development called 8 is 7 with longer
+    names of calls, which need no version of their own (:class:`Widening`). The next one is 9.
+    """
+    return 7 if version == 8 else version
+
+
+def bound_waits(connection: sql.Connection) -> None:
+    """Let changes of the tables take long, which may be large, but not wait long for their turn."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(1000 * TURN_TIMEOUT_S)}")
+
+
+class Widening:
+    """Gives calls' names the room in tables of earlier programs that they have in new ones.
+
+    Those programs can use what is wider, and this one what is narrower, but for calls with names of
+    more than 64 characters: so nobody has to wait for this, or to do without the database.
+    """
+
+    def __init__(self) -> None:
+        self._next_at = 0.0
+
+    def go_on(self, engine: sql.Engine) -> None:
+        """Do it if it is not done, and nobody uses the tables for long at this moment."""
+        if (now := time.monotonic()) >= self._next_at:
+            self._next_at = inf if _widen(engine) else now + WIDEN_AGAIN_S
+
+
+def _widen(engine: sql.Engine) -> bool:
+    """Returns whether it is done, or cannot be done at all; else somebody uses the tables."""
+    if engine.dialect.name != "postgresql":
+        return True  # SQLite takes text of any length, whatever its tables say
+    try:
+        for table in (calls, events):  # each by itself, or who uses both might wait for us in turn
+            with engine.begin() as connection:
+                columns = sql.inspect(connection).get_columns(table.name)
+                if any(each["name"] == "call_sid" and _is_narrow(each["type"]) for each in columns):
+                    wait_ms = int(1000 * WIDEN_TURN_TIMEOUT_S)
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {wait_ms}")
+                    wide = f"ALTER COLUMN call_sid TYPE VARCHAR({MAX_CALL_SID_CHARS})"
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} {wide}")
+    except DBAPIError as error:
+        state = getattr(error.orig, "sqlstate", None)
+        if error.connection_invalidated or state is None:
+            raise
+        if state == _TURN_HAS_NOT_COME:
+            return False
+        # Such as that a view of somebody's shows them, or that the tables are another user's.
+        logger.warning("the database has no room for calls' longest names", sqlstate=state)
+    return True
+
+
+def _is_narrow(kind: Any) -> bool:
+    return getattr(kind, "length", None) in range(1, MAX_CALL_SID_CHARS)
