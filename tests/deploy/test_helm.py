@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import ssl
 import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 import yaml
 
+from benchmarks.ports import free_port
 from server.app import create_app
 from server.settings.settings import Settings
-from tests.deploy.haproxy import CONFIGURATIONS, HAPROXY, needs_haproxy
+from tests.deploy.haproxy import CONFIGURATIONS, HAPROXY, PATIENCE_S, needs_haproxy
 from tests.deploy.haproxy import environment_of as environment_of_haproxy
 from tests.deploy.helm import NAMESPACE, ROOT, HelmRefuses, lint, needs_helm, render
 from tests.deploy.settings import KNOWN
@@ -416,6 +425,105 @@ def test_haproxy_accepts_the_configuration_of_a_release(tmp_path, pods):
 
     assert done.returncode == 0, done.stderr
     assert "[WARNING]" not in done.stderr
+
+
+def test_a_balancer_is_begun_anew_for_another_configuration_and_for_nothing_else():
+    def of_pods(**differences: Any) -> dict[str, Any]:
+        (workload,) = of_kind("Deployment", render(EVERYTHING | differences)).values()
+        return workload["spec"]["template"]
+
+    assert of_pods() == of_pods(farewellTimeoutS=8)
+    assert of_pods() != of_pods(maxReplicas=6)
+    assert of_pods() != of_pods(clusterDomain="other.local")
+
+
+@contextmanager
+def balancer_of_a_release(directory: Path, certificates: Path, said: Path) -> Generator[int]:
+    """Run what a balancer's pod runs, with files in other places; gives the port."""
+    port = free_port()
+    manifests = render(EVERYTHING)
+    (workload,) = of_kind("Deployment", manifests).values()
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    configuration = directory / "haproxy.cfg"
+    places = {
+        "/tmp/": f"{directory}/",  # which is in there itself
+        "/usr/local/etc/haproxy/haproxy.cfg": str(configuration),
+        "/etc/haproxy/certs": str(certificates),
+        "bind :8443": f"bind 127.0.0.1:{port}",
+        "sleep 20": "sleep 0.1",
+    }
+
+    def placed(text: str) -> str:
+        for there, here in places.items():
+            text = text.replace(there, here)
+        return text
+
+    configuration.write_text(placed(configuration_of(manifests)))
+    assert HAPROXY is not None
+    path = os.pathsep.join((str(Path(HAPROXY).parent), os.environ["PATH"]))
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [placed(word) for word in container["command"]],
+            env={"PATH": path},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield port
+            assert process.poll() is None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(PATIENCE_S)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    tick = threading.Event()
+    for _ in range(int(PATIENCE_S / 0.05)):
+        if is_so():
+            return
+        tick.wait(0.05)
+    raise AssertionError("it has not come to be so")
+
+
+@pytest.mark.sockets
+@needs_haproxy
+def test_a_certificate_that_is_renewed_is_served_and_one_whose_key_is_anothers_is_not(tmp_path):
+    authority, volume, said = trustme.CA(), tmp_path / "certs", tmp_path / "said"
+    first, second = (authority.issue_cert("calls.example.com") for _ in range(2))
+    volume.mkdir()
+
+    def mount(certificate: trustme.LeafCert, key: trustme.LeafCert) -> None:
+        """As a kubelet does it: both files at once."""
+        made = Path(tempfile.mkdtemp(dir=volume, prefix="..made"))
+        certificate.cert_chain_pems[0].write_to_path(made / "tls.crt")
+        key.private_key_pem.write_to_path(made / "tls.key")
+        (volume / "..new").symlink_to(made.name)
+        (volume / "..new").rename(volume / "..data")
+
+    def served() -> bytes:
+        try:
+            pem = ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE_S)
+        except OSError:  # it has not started, or one gives way to the other
+            return b""
+        return pem.strip().encode()
+
+    def is_served(certificate: trustme.LeafCert) -> bool:
+        return served() == certificate.cert_chain_pems[0].bytes().strip()
+
+    for name in ("tls.crt", "tls.key"):
+        (volume / name).symlink_to(f"..data/{name}")
+    mount(first, first)
+    with balancer_of_a_release(tmp_path, volume, said) as port:
+        wait_until(lambda: is_served(first))
+        mount(second, first)
+        wait_until(lambda: "cannot be served" in said.read_text())
+        still_first = is_served(first)
+        mount(second, second)
+        wait_until(lambda: is_served(second))
+
+    assert still_first
+    assert said.read_text().count("has been renewed") == 1
 
 
 def test_the_services_of_the_pods_are_not_the_balancers_too():
