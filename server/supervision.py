@@ -41,9 +41,10 @@ class Restarts:
         self._soon_deaths = 0
 
     def not_started(self) -> float:
-        """The system had nothing to start a process with: returns the pause before the next try.
+        """No process has come to serve: returns the pause before the next try.
 
-        It is never given up: the processes that there are have calls, and need nothing of that.
+        It is never given up: the processes that there are have calls, and need nothing of what this
+        one lacks, be it the system's, or in a file, or the database's that a later version uses.
         """
         return self._shortage.next_s()
 

@@ -12,8 +12,8 @@ A worker hears from hypercorn itself when it is to stop, and what hypercorn send
 passed on. hypercorn waits for the end of a pipe that both hold: a keeper that is killed leaves a
 worker that serves as before, unkept. A keeper has no thread, no event loop and no logger, so
 forking is safe; what it shares with its worker costs no memory. Linux only: elsewhere, and with
-one worker, hypercorn's own child serves. Where the system has nothing to fork with, the keeper
-waits: the other workers have calls.
+one worker, hypercorn's own child serves. Where the system has nothing to fork with, or a worker
+cannot serve for now, the keeper waits, and tries again: the other workers have calls.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from server.supervision import Restarts
 SIGNALLED_STATUS = 128
 """Plus its number: the status of a process that a signal has ended, as a shell has it."""
 CANNOT_START = b"offhook: a process of this server cannot be started: %s\n"
+ENDED_YOUNG = b"offhook: a worker ended before it served, and is tried again: status %d\n"
 GAVE_UP = b"offhook: one worker after another died soon: the whole server is to stop\n"
 _TIME = struct.Struct("d")
 
@@ -118,8 +119,12 @@ def keep_worker(count: int) -> None:
         has_served |= bool(served_from)
         if status == 0 or is_told or not has_served:
             os._exit(status)
-        lived_s = time.monotonic() - _TIME.unpack(served_from)[0] if served_from else 0.0
-        pause_s = restarts.after(lived_s)
+        pause_s: float | None
+        if not served_from:
+            write_if_taken(sys.stderr.fileno(), ENDED_YOUNG % status)
+            pause_s = restarts.not_started()
+        else:
+            pause_s = restarts.after(time.monotonic() - _TIME.unpack(served_from)[0])
         if pause_s is None:
             write_if_taken(sys.stderr.fileno(), GAVE_UP)
             os._exit(status)

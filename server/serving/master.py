@@ -94,6 +94,7 @@ class Master:
         self._detached = detached
         self._takes_over = takes_over
         self._ready: set[int] = set()
+        self._serving: set[int] = set()
         self._all_ready, self._begun, self._relieved = trio.Event(), trio.Event(), trio.Event()
         self._refusal: CannotListen | None = None
         self._has_served = False
@@ -190,8 +191,17 @@ class Master:
                 return
             if not self._has_served:
                 raise _NeverStarted(max(status, 1))
+            if lived_s is None and self._serving:
+                again_s = restarts.not_started()
+                logger.error(
+                    "a process of this server ended before it served, and is tried again",
+                    status=status,
+                    pause_s=again_s,
+                )
+                await self._pause(again_s)
+                continue
             logger.error("a process of this server ended", status=status)
-            if (pause_s := restarts.after(lived_s)) is None:
+            if (pause_s := restarts.after(lived_s or 0.0)) is None:
                 logger.error("one process after another died soon: the whole server stops")
                 self._gave_up = True
                 self._stopping.set()
@@ -207,8 +217,9 @@ class Master:
     def _is_ending(self) -> bool:
         return self._stopping.is_set() or self._relieved.is_set()
 
-    async def _run_one(self, listener: socket.socket, index: int) -> tuple[float, int]:
-        """Start a process and wait for its end: how long it has served, and its exit status.
+    async def _run_one(self, listener: socket.socket, index: int) -> tuple[float | None, int]:
+        """Start a process and wait for its end: how long it has served, None if it never did, and
+        its exit status.
 
         Raises:
             OSError: The system has nothing to start one with.
@@ -216,7 +227,7 @@ class Master:
         process, ours = self._start_one(listener, index)
         self._processes.add(process)
         self._wires.add(ours)
-        lived_s = 0.0
+        lived_s = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_one, process)
@@ -227,11 +238,13 @@ class Master:
                     if ours.recv_bytes() == READY:
                         self._has_served |= self._begun.is_set()
                         self._ready.add(index)
+                        self._serving.add(index)
                         if len(self._ready) == self._count:
                             self._all_ready.set()
                 serves_from = trio.current_time()
                 await trio.lowlevel.wait_readable(process.sentinel)
-                lived_s = trio.current_time() - serves_from
+                if index in self._serving:
+                    lived_s = trio.current_time() - serves_from
                 nursery.cancel_scope.cancel("it has ended")
         finally:
             # Cancelled only when another one never started: then nothing may be left behind.
@@ -239,6 +252,7 @@ class Master:
                 process.kill()
             process.join()
             self._processes.discard(process)
+            self._serving.discard(index)
             self._wires.discard(ours)
             ours.close()
         return lived_s, process.exitcode or 0

@@ -22,7 +22,7 @@ from benchmarks.ports import free_port
 from server.errors import CannotListen
 from server.hooks.sockets import holder_of
 from server.hooks.stopping import StopSignals
-from server.serving.master import Master
+from server.serving.master import READY, Master
 from server.serving.notify import Detached
 from server.serving.single import listen
 from server.settings.settings import Settings
@@ -162,6 +162,11 @@ class _DiesYoung:
         self._theirs.close()  # over what nobody has read: its other end is reset
         os.close(self._over)
 
+    def serve_and_die(self) -> None:
+        self._theirs.send_bytes(READY)
+        self._theirs.close()
+        os.close(self._over)
+
     def join(self) -> None:
         os.close(self.sentinel)
 
@@ -193,6 +198,23 @@ async def test_a_process_that_dies_before_it_has_read_what_it_was_told_ends_no_o
 
     nursery.start_soon(die)
     with listen("127.0.0.1", 0) as listener, trio.fail_after(60):
-        _, status = await master._run_one(listener, 0)
+        lived_s, status = await master._run_one(listener, 0)
 
-    assert status == -9
+    assert (lived_s, status) == (None, -9)
+    assert master._serving == set()
+
+
+async def test_a_process_that_has_said_that_it_is_ready_has_served(nursery):
+    master = Master(Settings.load(_env_file=None), {}, 2, StopSignals({}), Detached(wanted=False))
+    master._context = context = _Context()
+
+    async def serve_and_die() -> None:
+        await context.started.wait()
+        context.process.serve_and_die()
+
+    nursery.start_soon(serve_and_die)
+    with listen("127.0.0.1", 0) as listener, trio.fail_after(60):
+        lived_s, _ = await master._run_one(listener, 0)
+
+    assert lived_s is not None
+    assert master._serving == set()

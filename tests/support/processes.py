@@ -56,10 +56,12 @@ TWO_PROCESSES = {
 }
 KEEPS_GARBAGE, FLUSHES_SHORTLY = "keeps garbage", "flushes shortly"
 KNOWN_SECRET = "known secret"
+GIVES_UP_SOON = "hypercorn -w, gives up soon"
 OF_TESTS = {
     KEEPS_GARBAGE: ["-m", "tests.support.kept_garbage"],
     FLUSHES_SHORTLY: ["-m", "tests.support.short_flush"],
     KNOWN_SECRET: ["-m", "tests.support.known_secret"],
+    GIVES_UP_SOON: ["-m", "tests.support.soon_given_up", *TWO_PROCESSES["hypercorn -w"][2:]],
 }
 
 
