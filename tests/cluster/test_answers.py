@@ -13,8 +13,8 @@ from server.cluster.redis.answers import Heard, OddAnswer, Taken
 from server.cluster.registry import Holding, Member, RegistryAway
 
 READERS = (
-    answers.holding, answers.taken, answers.flags, answers.call_sids, answers.heard,
-    answers.age_ms, answers.wait_s, answers.worked_on, answers.anything,
+    answers.holding, answers.taken, answers.flags, answers.puts, answers.begun, answers.call_sids,
+    answers.heard, answers.age_ms, answers.wait_s, answers.worked_on, answers.anything,
 )  # fmt: skip
 SOME = (
     st.none()
@@ -54,6 +54,8 @@ def test_what_scripts_answer_is_read():
     assert answers.taken([2, None]) == Taken(2, None)
     assert (answers.taken(0), answers.taken(-1)) == (False, True)
     assert answers.flags([1, 0], 2) == [True, False]
+    assert answers.puts([1, 0, 2], 3) == [1, 0, answers.NEW]
+    assert answers.begun(b"1790000000000") == b"1790000000000"
     assert answers.call_sids([b"CA1", b"CA2"]) == ["CA1", "CA2"]
     assert answers.heard([9, 0, None, -2, [b"n1@7", b"1 []"]]) == Heard(
         9, False, b"", -2, {b"n1@7": b"1 []"}
@@ -81,6 +83,11 @@ def test_what_scripts_answer_is_read():
         (answers.flags, [True]),
         (answers.flags, [1, 1]),
         (answers.flags, []),
+        (answers.puts, [3]),
+        (answers.puts, [True]),
+        (answers.puts, [1, 2]),
+        (answers.begun, 7),
+        (answers.begun, b"9" * 10_000),
         (answers.call_sids, [b"CA1", 2]),
         (answers.call_sids, None),
         (answers.heard, [9, 0, None, -2, [b"n1@7"]]),

@@ -13,7 +13,7 @@ from server.cluster.choosing import QUIET_S, asked_from_s
 from server.cluster.proof import Prover
 from server.cluster.redis import beats
 from server.cluster.redis.answers import heard
-from server.cluster.redis.members import Members
+from server.cluster.redis.members import SAME_LOSS_S, Members
 from server.cluster.redis.registry import beat_every_s
 from server.cluster.redis.scripts import Steps
 from server.cluster.registry import Load, Member, Seen
@@ -23,9 +23,9 @@ PROVER = Prover(["secret"])
 NUMBERS = st.floats() | st.integers(-(10**30), 10**30)
 
 
-def answer(*others, now_ms=1_000, lost=0, pause=None, pause_ms=-2):
+def answer(*others, now_ms=1_000, lost=0, pause=None, pause_ms=-2, begun=b"1"):
     """As the registry answers a beat."""
-    flat = [b"", b"1"]
+    flat = [b"", begun]
     for name, value in others:
         flat += [name, value]
     return heard([now_ms, lost, pause, pause_ms, flat])
@@ -152,3 +152,16 @@ def test_another_process_of_the_same_name_is_told_of_once(members, caplog):
         members.heard(answer((b"n0@4", load)), None, now)
 
     assert members._has_namesake
+
+
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_a_loss_that_another_member_has_found_in_a_shard_is_heard_of_once(is_sharded):
+    members = Members(ME, "http://n0:8000", Steps("offhook:", is_sharded=is_sharded), PROVER)
+    members.heard(answer(begun=b"1"), None, 0.0)
+
+    heard_at = [members.heard(answer(begun=b"7"), None, now) for now in (10.0, 11.0)]
+    members.heard(answer(begun=b"8", lost=1), None, 20.0)
+    the_same = members.heard(answer(begun=b"9"), None, 20.0 + SAME_LOSS_S / 2)
+
+    assert heard_at == [is_sharded, False]
+    assert not the_same

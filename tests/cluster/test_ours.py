@@ -175,3 +175,33 @@ def test_the_generation_of_a_call_never_goes_back_while_it_lives(events):
             assert generation >= last.get(call_sid, 0)
             last[call_sid] = 0 if is_over or state == b"" else generation
     assert ours.unsaid <= 2
+
+
+def test_calls_are_said_again_in_turn_without_their_states():
+    ours = Ours()
+    for number in range(4):
+        ours.keep(f"CA{number}", 1, b"state")
+    written(ours)
+
+    rounds = []
+    for _ in range(4):
+        ours.say_some_again(2)
+        rounds.append(written(ours))
+
+    assert {sid for one in rounds[:2] for sid, *_ in one} == {"CA0", "CA1", "CA2", "CA3"}
+    assert {sid for one in rounds[2:] for sid, *_ in one} == {"CA0", "CA1", "CA2", "CA3"}
+    assert {state for one in rounds for _, _, state, _ in one} == {None}
+
+
+def test_what_was_written_is_there_until_the_registry_is_known_to_have_lost_it():
+    ours = Ours()
+    ours.keep("CA1", 1, b"state")
+    before = ours.is_there("CA1", 1)
+    written(ours)
+
+    ours.say_all_again()
+    perhaps = ours.is_there("CA1", 1)
+    ours.say_all_again(is_lost=True)
+    lost = ours.is_there("CA1", 1)
+
+    assert (before, perhaps, lost) == (False, True, False)

@@ -113,6 +113,33 @@ def flags(answer: object, count: int = 1) -> list[bool]:
     raise OddAnswer("with 1 or 0 for each call", answer)
 
 
+NEW = 2
+"""What is answered of a call that was put, and of which nothing was known."""
+
+
+def puts(answer: object, count: int = 1) -> list[int]:
+    """What has become of calls that were put: 1, or :data:`NEW`; 0 for one that is not ours.
+
+    Raises:
+        OddAnswer: They are not so many, or one is none of these.
+    """
+    found = answer if isinstance(answer, list | tuple) else ()
+    if len(found) == count and all(_is_whole(one, 0, NEW) for one in found):
+        return list(found)
+    raise OddAnswer("with 0, 1 or 2 for each call", answer)
+
+
+def begun(answer: object) -> bytes:
+    """When the registry has begun, as it stands there.
+
+    Raises:
+        OddAnswer: It is no text, or too long.
+    """
+    if _is_bytes(answer, MAX_NAME_BYTES):
+        return answer
+    raise OddAnswer("with when it has begun", answer)
+
+
 def call_sids(answer: object) -> list[str]:
     """The list of a member's calls.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 NAMESAKE_AFTER_S = 5.0
 """A predecessor of this name that was killed was heard of shortly before us, but not since."""
 NAMESAKE_AGE_S = 1.0
+SAME_LOSS_S = 4.0
+"""All members find a loss, one after the other, within a few beats; it is one."""
 MAX_PAUSE_S = 900.0
 """Nobody says longer at once, whatever stands there."""
 
@@ -52,6 +55,7 @@ class Members:
         self._began_at: float | None = None
         self._heard_at = 0.0
         self._last_ms = 0
+        self._begun, self._lost_at = b"", -math.inf
         self._has_namesake = False
         self._to_tell: Pause | None = None
         self._last_told: Pause | None = None
@@ -91,7 +95,8 @@ class Members:
         return self._steps.beat(str(self._me), load, self._last_ms, pause), told
 
     def heard(self, answer: Heard, told: Pause | None, now: float) -> bool:
-        """The registry has answered a beat; returns whether it has lost what was in it."""
+        """The registry has answered a beat; returns whether it has lost what was in it, or a part,
+        as far as that has not been said."""
         if self._to_tell is told:
             self._to_tell = None
         if self._began_at is None:
@@ -109,7 +114,16 @@ class Members:
             pause_s = min(max(answer.pause_ms / 1000, 0.0), MAX_PAUSE_S)
             self._paused = self._told_by_another(answer.pause, now + pause_s)
         self._look_for_a_namesake(now - self._began_at)
-        return answer.lost
+        begun, before = answer.members.get(b"", b""), self._begun
+        # Of a shard's loss only those hear whose calls were there; and several, one by one.
+        is_said = self._steps.is_sharded and before not in (b"", begun)
+        is_lost = answer.lost or (is_said and now - self._lost_at >= SAME_LOSS_S)
+        self.has_begun_anew(begun, now if is_lost else self._lost_at)
+        return is_lost
+
+    def has_begun_anew(self, begun: bytes, lost_at: float) -> None:
+        """When the registry has begun, as it stands there, and when a loss was last found."""
+        self._begun, self._lost_at = begun, lost_at
 
     def _believes(self, member: Member, address: str, shown: str, now: float) -> bool:
         """Whether a member's address is what one of ours has said it is."""

@@ -49,6 +49,8 @@ class _Call:
     is_over: bool = False
     change: int = 0
     is_listed: bool = False
+    is_there: bool = False
+    """The registry has it, if that has lost nothing since."""
     is_state_new: bool = False
     is_urgent: bool = False
     is_too_large: bool = False
@@ -78,6 +80,7 @@ class Ours:
         self._new: dict[str, None] = {}
         self._over: dict[str, None] = {}
         self._changes = 0
+        self._round: list[str] = []  # to be said again in turn
 
     @property
     def known(self) -> int:
@@ -155,9 +158,25 @@ class Ours:
         self._new.pop(call_sid, None)
         self._over.pop(call_sid, None)
 
-    def say_all_again(self) -> None:
-        """The registry may have forgotten anything."""
+    def is_there(self, call_sid: str, generation: int) -> bool:
+        """Whether the registry has a call, unless it has lost it."""
+        call = self._calls.get(call_sid)
+        return call is not None and call.generation == generation and call.is_there
+
+    def say_some_again(self, most: int) -> None:
+        """Say again of so many calls that they are ours, one after the other; states stay."""
+        for _ in range(most):
+            if not self._round:
+                self._round = list(self._calls)
+            call_sid = self._round.pop() if self._round else ""
+            if (call := self._calls.get(call_sid)) is not None and not call.is_done:
+                call.is_listed = False
+                self._changed(call_sid)
+
+    def say_all_again(self, *, is_lost: bool = False) -> None:
+        """The registry may have forgotten anything; or it is known that it has."""
         for call_sid, call in self._calls.items():
+            call.is_there = call.is_there and not is_lost
             call.is_listed = False
             call.is_state_new = call.state is not None
             self._changed(call_sid)
@@ -191,6 +210,7 @@ class Ours:
         if call is None or call.generation != write.generation:
             return
         call.is_listed = not write.is_last
+        call.is_there = True
         if call.change != write.change:
             return
         if write.is_last:

@@ -104,7 +104,12 @@ class RedisRegistry:
         self._beat_now = trio.Event()
         self._members = Members(me, my_address, self._steps, Prover(self._secrets))
         self._writing = Writing(
-            me, self._steps, self._secrets, metrics, lambda *lost: self.on_lost(*lost)
+            me,
+            self._steps,
+            self._secrets,
+            metrics,
+            lambda *lost: self.on_lost(*lost),
+            lambda: self._beat_now.set(),
         )
         self._attempts: dict[str, str] = {}
         self._odd: set[str] = set()  # what has been told of answers that nobody expects
@@ -188,15 +193,22 @@ class RedisRegistry:
     async def _beat(self, connection: Connection) -> None:
         if self._beat_now.is_set():  # else somebody waits for this one
             self._beat_now = trio.Event()
+        if self._steps.is_sharded:
+            self._writing.say_some_again(beat_every_s(self._lease_s))
         step, told = self._members.beat(trio.current_time())
         (answer,) = await self._writing.write(connection, step)
         heard = answers.heard(answer)
         self.ahead_s = heard.now_ms / 1000 - time.time()
-        if self._members.heard(heard, told, trio.current_time()):
+        is_lost = self._members.heard(heard, told, trio.current_time())
+        if self._writing.has_forgotten and not is_lost:  # a shard has, where no beats are
+            begun = answers.begun(await connection.ask(self._steps.begin_anew()))
+            self._members.has_begun_anew(begun, trio.current_time())
+            is_lost = True
+        if is_lost:
             self.losses += 1
             self._metrics.changes.labels("lost").inc()
             logger.warning("the registry has lost what was in it; our calls are told again")
-            self._writing.say_all_again()
+            self._writing.say_all_again(is_lost=True)
             self._beat_now.set()
 
     # -- asking --------------------------------------------------------------------------------
@@ -356,7 +368,10 @@ class RedisRegistry:
         if is_held:
             (step,) = self._steps.put(me, [(call_sid, generation, None)])
             news_of = call_sid if self._writing.is_urgent(call_sid) else None
-            if all(await self._ask(step, answers.flags, after_news_of=news_of)):
+            (put,) = await self._ask(step, answers.puts, after_news_of=news_of)
+            if self._writing.was_put(call_sid, generation, put):
+                raise RegistryAway("the registry has lost this call, and whoever had it since")
+            if put:
                 await self._sure_of_nothing()  # or whoever took it over has not said so again yet
                 return True
         found = await self._ask(self._steps.owner(call_sid), answers.holding)

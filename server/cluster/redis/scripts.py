@@ -83,7 +83,7 @@ local function put(key, g, has_state, state)
   redis.call('HSET', key, 'n', ARGV[1], 'g', g)
   if has_state then redis.call('HSET', key, 's', state) end
   redis.call('EXPIRE', key, ARGV[2])
-  return 1
+  return h[1] and 1 or 2
 end
 local done = {}
 for i, key in ipairs(KEYS) do
@@ -151,6 +151,12 @@ local begun = redis.call('HGET', KEYS[1], '')
 if not begun then return -1 end
 local t = redis.call('TIME')
 return t[1] * 1000 + math.floor(t[2] / 1000) - begun
+"""
+_BEGIN_ANEW = """
+local t = redis.call('TIME')
+local begun = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
+redis.call('HSET', KEYS[1], '', begun)
+return begun
 """
 # The generic cell rate algorithm: when the next turn is, in microseconds of Redis's clock.
 _TURN = """
@@ -221,7 +227,8 @@ class Steps:
 
     def put(self, member: str, calls: Sequence[Put]) -> list[Step]:
         """Say that calls are a member's, and their states, unless somebody has them since: a list
-        of 1 or 0. As few steps as may be: each costs its client as much as a state's making.
+        of 1 or 0, or 2 for one that was not known. As few steps as may be: each costs its client as
+        much as a state's making.
         """
         if self.is_sharded and len(calls) > 1:
             return [step for one in calls for step in self.put(member, [one])]
@@ -269,6 +276,10 @@ class Steps:
     def age(self) -> Step:
         """Tell for how many milliseconds the registry has been whole; -1 if nobody is in it."""
         return Step(_AGE, self._members)
+
+    def begin_anew(self) -> Step:
+        """Say that something of the registry was lost; tells when that was."""
+        return Step(_BEGIN_ANEW, self._members)
 
     def turn(self, account: str, every_s: float, max_wait_s: float) -> Step:
         """Take an account's next turn: tells in how many microseconds it is, or -1."""

@@ -6,6 +6,7 @@ much as many calls in it, and nothing is decided by a state that is a moment old
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ WRITE_S = 0.05
 """How long what is new gathers; newer states wait for the next beat."""
 MAX_WRITES = 50
 """In one go: a few milliseconds of the loop."""
+SAY_AGAIN_S = 30.0
+"""In which every call is said again to a registry of shards, so that none is lost for longer."""
 
 
 class Writing:
@@ -37,6 +40,10 @@ class Writing:
         cluster_secrets: The first seals the state of calls.
         metrics: Say how much has not been said, when asked.
         on_lost: Told which call is another's by now, and at which generation it was ours.
+        on_forgotten: Told that the registry has lost a call that it had.
+
+    Attributes:
+        has_forgotten: Whether it has, and not everything was said again since.
     """
 
     def __init__(
@@ -46,8 +53,11 @@ class Writing:
         cluster_secrets: Sequence[str],
         metrics: RegistryMetrics,
         on_lost: Callable[[str, int], None] = nobody_minds,
+        on_forgotten: Callable[[], None] = lambda: None,
     ) -> None:
+        self.has_forgotten = False
         self._on_lost = on_lost
+        self._on_forgotten = on_forgotten
         self._me = str(me)
         self._steps = steps
         self._secrets = cluster_secrets
@@ -99,10 +109,24 @@ class Writing:
         self._strike_off.setdefault(member, {})[call_sid] = None
         self._wake()
 
-    def say_all_again(self) -> None:
-        """The registry may have forgotten anything."""
-        self._ours.say_all_again()
+    def say_all_again(self, *, is_lost: bool = False) -> None:
+        """The registry may have forgotten anything; or it is known that it has."""
+        self.has_forgotten = self.has_forgotten and not is_lost
+        self._ours.say_all_again(is_lost=is_lost)
         self._wake()
+
+    def say_some_again(self, beat_s: float) -> None:
+        """A shard that has lost what was in it says so to nobody: ask in turn, with the beats."""
+        most = math.ceil(self._ours.known * beat_s / SAY_AGAIN_S)
+        self._ours.say_some_again(min(most, MAX_WRITES // 2))
+
+    def was_put(self, call_sid: str, generation: int, answer: int) -> bool:
+        """A call was put; returns whether the registry had lost it."""
+        is_lost = answer == answers_of.NEW and self._ours.is_there(call_sid, generation)
+        if is_lost and not self.has_forgotten:
+            self.has_forgotten = True
+            self._on_forgotten()
+        return is_lost
 
     def _wake(self, *, in_haste: bool = True) -> None:
         if in_haste and (self._ours.unsaid or self._strike_off):
@@ -169,13 +193,14 @@ class Writing:
             batch.append(self._steps.leave(self._me, list(lists.leave)))
         batch += [self._steps.leave(member, list(sids)) for member, sids in strike_off.items()]
         answers = await connection.ask_all([*first, *put, *batch])
-        were_ours = (
-            was_ours
+        were_put = (
+            was_put
             for step, answer in zip(put, answers[len(first) :], strict=False)
-            for was_ours in answers_of.flags(answer, len(step.keys))
+            for was_put in answers_of.puts(answer, len(step.keys))
         )
-        for write, was_ours in zip(others, were_ours, strict=True):
-            if was_ours:
+        for write, was_put in zip(others, were_put, strict=True):
+            if was_put:
+                self.was_put(write.call_sid, write.generation, was_put)
                 self._ours.was_written(write)
             else:
                 self._is_lost(write)
