@@ -120,6 +120,7 @@ class Cluster:
         places: int | None = None,
         where: str | None = None,
         speaks_for_all: bool | None = None,
+        known: int | None = None,
     ) -> None:
         """Take a place among so many processes of this machine; called before the app starts.
 
@@ -129,6 +130,7 @@ class Cluster:
                 other way round, among them; None for no others, and one alone takes no place.
             where: The name of their directory; None for the one that only they can know.
             speaks_for_all: Whether it says what all would; None: the first does.
+            known: How many places, from the first, new calls find their way to; None for all.
 
         Raises:
             ConfigurationError: This system has no way to do it, or there are too many.
@@ -141,6 +143,12 @@ class Cluster:
                 "serve with one"
             )
         self._directory = Directory.join(count, places=places, where=where, node=self._node)
+        if known is not None and self._directory.number >= known:
+            self.leave()
+            raise ConfigurationError(
+                f"the carrier knows {known} processes of this server, and as many are there: one "
+                "that was taken over from still has calls; take over when it has ended"
+            )
         self.count = count
         is_first = self._directory.number == 0
         self.speaks_for_all = is_first if speaks_for_all is None else speaks_for_all

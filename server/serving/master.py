@@ -36,7 +36,7 @@ from server.hooks.sockets import raise_file_limit
 from server.hooks.stopping import StopSignals, hang_up, signals_held_back
 from server.logs import output
 from server.serving.notify import Detached
-from server.serving.single import hear_reload, listen, reads_on_hang_up, serve
+from server.serving.single import hear_reload, known_places, listen, reads_on_hang_up, serve
 from server.serving.succession import Predecessor, Succession
 from server.settings.settings import Settings
 from server.signal import Signal
@@ -337,7 +337,8 @@ async def _serve(
 ) -> int:
     app = create_app(settings)
     service = app.service
-    service.cluster.join(count, places=MAX_WORKERS, speaks_for_all=index == 0)
+    known = known_places(settings, count)
+    service.cluster.join(count, places=MAX_WORKERS, speaks_for_all=index == 0, known=known)
     service.cluster.stands_aside = True
     stop, begun, relieved = trio.Event(), trio.Event(), trio.Event()
 

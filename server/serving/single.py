@@ -143,7 +143,7 @@ async def run(
         try:
             app = create_app(settings)
             app.service.cluster.stands_aside = predecessor is not None
-            can_be_met = _join(app, must=takes_over)
+            can_be_met = _join(app, must=takes_over, known=known_places(settings, 1))
             listener = predecessor.listener if predecessor else listen(settings.host, settings.port)
             port = listener.getsockname()[1]
             hear_reload(settings, signals, app)
@@ -179,12 +179,19 @@ async def run(
     return FAILED_STATUS if app.service.failed.is_set() else 0
 
 
-def _join(app: OffhookApp, *, must: bool) -> bool:
+def known_places(settings: Settings, count: int) -> int | None:
+    """How many places new calls find their way to, None for all: Asterisk's dialplan names an app
+    for each process of a server, and of one that takes over from it.
+    """
+    return 2 * count if settings.carrier == "asterisk" else None
+
+
+def _join(app: OffhookApp, *, must: bool, known: int | None) -> bool:
     """Take a place where a server that takes over will find us; False if there is none to take."""
     if not (AVAILABLE or must):
         return False
     try:
-        app.service.cluster.join(1, places=MAX_WORKERS, speaks_for_all=True)
+        app.service.cluster.join(1, places=MAX_WORKERS, speaks_for_all=True, known=known)
     except (ConfigurationError, OSError) as error:
         if must:
             raise

@@ -178,6 +178,19 @@ def test_one_that_may_be_taken_over_takes_a_place_and_keeps_nothing_for_others(m
         assert alone.of_key("client", "key") == alone.new_calls.choose() == "0"
 
 
+def test_a_process_that_new_calls_would_not_find_takes_no_place(meeting):
+    with ExitStack() as stack:
+        for known in (2, 2, None):
+            each = Cluster()
+            if known is None:
+                with pytest.raises(ConfigurationError, match="still has calls"):
+                    each.join(1, places=4, where=meeting, known=2)
+            each.join(1, places=4, where=meeting, known=known)
+            stack.callback(each.leave)
+
+        assert each.path == "/n/2"
+
+
 def test_a_process_of_a_machine_among_others_has_its_place_in_its_name(meeting):
     old, new = (Cluster(node="a", secrets=["s" * 32], make_registry=Alone) for _ in range(2))
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ import trio
 from server.hooks.stopping import StopSignals
 from server.serving.master import Master
 from server.serving.notify import Detached
+from server.serving.single import known_places
 from server.settings.settings import Settings
 from server.supervision import MAX_SOON_DEATHS
 from tests.support.processes import GIVES_UP_SOON, server_process
@@ -55,6 +56,15 @@ async def test_where_none_serves_any_more_and_none_can_the_server_ends(autojump_
 
     assert dying.started == MAX_SOON_DEATHS + 1
     assert dying.master._gave_up
+
+
+@pytest.mark.parametrize(
+    ("carrier", "count", "known"), [("twilio", 4, None), ("asterisk", 1, 2), ("asterisk", 4, 8)]
+)
+def test_with_asterisk_a_server_and_one_that_takes_over_have_places(carrier, count, known):
+    settings = Settings(_env_file=None, carrier=carrier)
+
+    assert known_places(settings, count) == known
 
 
 @pytest.mark.sockets
