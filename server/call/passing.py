@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import trio
+
 from codec.line import BYTES_PER_S
 from codec.path import MediaPath
 from server.call.report.notes import Notes
@@ -51,7 +53,7 @@ class Passing:
         self._playout = playout
         self._turns = turns
         self._timings = timings
-        self._began_at = notes.began_at
+        self._recorded_at = notes.began_at  # in the world's time
         self._turn = 0  # that is followed
         self._counted_bytes = 0  # of the caller's
 
@@ -117,13 +119,16 @@ class Passing:
         """Give the recorder what the path has passed on meanwhile."""
         if self.recorder is None or not self.path.recording:
             return
+        now = trio.current_time() + missed_s()
         caller, agent = self.path.take_recording()
         if caller:
             began_ms = self.path.recorded_ms - len(caller) // 8
             self.recorder.caller(caller, began_ms, self.path.heard_at + missed_s())
         if agent:
-            # Each chunk of it came before the caller had heard the one before.
-            self.recorder.sent(SendAudio(agent), self._began_at)
+            # It came since then, and each chunk before the caller had heard the one before; but
+            # after a pause of ours they had long heard that, which nobody was there to see.
+            self.recorder.sent(SendAudio(agent), self._recorded_at)
+        self._recorded_at = now
 
     def let_go(self) -> None:
         """The call is over: tell nobody anything more, and know nobody."""

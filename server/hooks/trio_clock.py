@@ -66,18 +66,20 @@ class PausingClock(Clock, Instrument):
 
     Attributes:
         users: Who wants it; the last one takes it out again.
+        on_pause: Called when time begins to stand; see :func:`told_of_pauses`.
     """
 
     # Everybody asks for the time, and slots are found sooner.
     __slots__ = (
         *("users", "_offset_s", "_read_real_s", "_missed_s", "_told", "_ceiling", "_just_before"),
-        *("_stands", "_passes", "_worked_s", "_passed_at_s", "_step_s", "_late_at_s"),
+        *("on_pause", "_stands", "_passes", "_worked_s", "_passed_at_s", "_step_s", "_late_at_s"),
     )
 
     def __init__(
         self, offset_s: float = 0.0, *, read_real_s: Callable[[], float] = perf_counter
     ) -> None:
         self.users = 0
+        self.on_pause: list[Callable[[], None]] = []
         self._offset_s = offset_s
         self._read_real_s = read_real_s
         self._missed_s = 0.0
@@ -110,6 +112,11 @@ class PausingClock(Clock, Instrument):
             self._passes, self._worked_s = 0, 0.0
             self._passed_at_s = now
             self._told = max(self._told, self._just_before)
+            for tell in self.on_pause:
+                try:
+                    tell()
+                except Exception:  # whoever has asked for the time is to get it
+                    logger.exception("a pause not told of by a bug of ours")
         return self._told
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
@@ -264,6 +271,24 @@ def missed_s() -> float:
     """
     clock = _clock()
     return 0.0 if clock is None else clock.missed_s
+
+
+@contextmanager
+def told_of_pauses(tell: Callable[[], None]) -> Generator[None]:
+    """Call this within the block whenever the process has been held up, before anything is read
+    that came meanwhile.
+
+    Whoever asks for the time finds that out, so it is called in the middle of other work: it is to
+    wait for nothing, and to do little. Under a clock for tests there are no pauses.
+    """
+    clock = _clock()
+    if clock is not None:
+        clock.on_pause.append(tell)
+    try:
+        yield
+    finally:
+        if clock is not None:
+            clock.on_pause.remove(tell)
 
 
 def is_standing() -> bool:

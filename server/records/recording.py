@@ -27,7 +27,7 @@ from codec.line import SILENCE
 from server.carrier import CarrierCommand, Clear, SendAudio
 from server.errors import ConfigurationError
 from server.hooks.sockets import NoThread
-from server.hooks.trio_clock import is_standing, missed_s
+from server.hooks.trio_clock import is_standing, missed_s, told_of_pauses
 from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
 from server.metrics import Metrics
 from server.records.waveform import Waveforms
@@ -78,7 +78,8 @@ class Recorder:
         self.on_stop: Callable[[str], None] | None = None
         """Told the reason when the recording stops before its call."""
         self.on_take: Callable[[], None] | None = None
-        """Asked for what the call still has before anything is taken."""
+        """Asked for what the call still has: before anything is taken, and after a pause of the
+        process before anything else is read."""
         self._began_at = began_at
         self._taken = 0  # samples that have left for the file
         self._caller = bytearray()  # from there on
@@ -142,8 +143,7 @@ class Recorder:
 
     def take(self, now: float) -> tuple[bytes, bytes]:
         """What has become certain since the last time: caller and agent, equally long."""
-        if self.on_take is not None:
-            self.on_take()
+        self.collect()
         upto = self._sample(now if self.ended_at is None else self.ended_at)
         behind = upto - self._taken - len(self._caller)
         if self.ended_at is not None or behind > STALL_S * SAMPLES_PER_S:
@@ -158,6 +158,11 @@ class Recorder:
         agent = self._take_agent(count)
         self._taken += count
         return caller, agent
+
+    def collect(self) -> None:
+        """Have the call hand over what it still has."""
+        if self.on_take is not None:
+            self.on_take()
 
     @property
     def duration_s(self) -> float:
@@ -355,12 +360,13 @@ class Recordings:
         """Write until cancelled, and then what is left."""
         task_status.started()
         try:
-            while True:
-                ended = self._ended = trio.Event()
-                if not is_standing():  # else what callers said meanwhile is about to be read
-                    await self._write()
-                with trio.move_on_after(WRITE_EVERY_S):
-                    await ended.wait()
+            with told_of_pauses(self._collect):
+                while True:
+                    ended = self._ended = trio.Event()
+                    if not is_standing():  # else what callers said meanwhile is about to be read
+                        await self._write()
+                    with trio.move_on_after(WRITE_EVERY_S):
+                        await ended.wait()
         except trio.Cancelled:
             with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
                 now = trio.current_time() + missed_s()
@@ -371,6 +377,14 @@ class Recordings:
                 async with self._writer:  # a thread may still be at what was taken before
                     pass
             raise
+
+    def _collect(self) -> None:
+        """The process was held up: what was said before that is told from what comes now."""
+        for recorder in list(self._recorders):
+            try:
+                recorder.collect()
+            except Exception as error:  # of one call, whose recording ends here
+                self._stop(recorder, "error", 0, exc_info=error)
 
     async def sweep(self) -> None:
         """Delete what is old, now and again; returns if all is kept for ever."""

@@ -25,6 +25,7 @@ from server.hooks.trio_clock import (
     pausing_clock,
     steady_time,
     tell_of_pauses,
+    told_of_pauses,
 )
 from server.media import plane as plane_module
 from server.media.plane import Plane
@@ -214,6 +215,32 @@ def test_however_often_it_stops_time_is_never_faster_than_real_and_never_goes_ba
     )
 
 
+def test_whoever_wants_to_know_is_told_of_each_pause_once_before_anything_is_read(loop):
+    told: list[float] = []
+    loop.clock.on_pause.append(lambda: told.append(loop.clock.current_time()))
+    judged_at = loop.sleep(1.0, 1.0)
+
+    loop.real_s += 7.0
+
+    assert loop.clock.current_time() == judged_at
+    assert told == [judged_at]
+    loop.read_what_waits()
+    assert told == [judged_at]
+    loop.sleep(1.0, 7.0)
+    assert len(told) == 2
+
+
+def test_who_fails_at_being_told_of_a_pause_fails_nobody_who_asks_for_the_time(loop):
+    told: list[str] = []
+    loop.clock.on_pause += [lambda: 1 // 0, lambda: told.append("told")]
+
+    with structlog.testing.capture_logs() as lines:
+        loop.sleep(1.0, 7.0)
+
+    assert told == ["told"]
+    assert [line["log_level"] for line in lines] == ["error"]
+
+
 def test_a_deadline_set_for_the_past_meanwhile_is_judged_at_once(loop):
     loop.sleep(1.0, 7.0)
 
@@ -260,6 +287,23 @@ async def test_what_came_during_a_pause_is_read_before_any_deadline():
 
         await trio.sleep(STEP_S)
         assert missed_s() > 0.0
+
+
+async def test_who_no_longer_wants_to_be_told_of_pauses_is_not():
+    told: list[float] = []
+
+    with pausing_clock():
+        with told_of_pauses(lambda: told.append(missed_s())):
+            await checkpoint()
+            hold_up(LATE_S)
+            await checkpoint()
+            for _ in range(PASSES + 1):
+                await checkpoint()
+        hold_up(LATE_S)
+        await checkpoint()
+
+    assert len(told) == 1
+    assert told[0] > 0.0
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from codec import decode_mulaw
 from server.carrier import Clear, SendAudio, SendMark
+from server.hooks.trio_clock import STEP_S, is_standing, pausing_clock
 from server.metrics import Metrics
 from server.records import recording
 from server.records.recording import READERS, Recorder, Recordings
@@ -230,6 +231,29 @@ async def test_the_file_has_the_caller_on_the_left_and_the_agent_on_the_right(tm
     assert recorder.as_dict()["duration_s"] == pytest.approx(1.024)
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def hold_up(seconds: float) -> None:
+    """Do what SIGSTOP does to the loop."""
+    time.sleep(seconds)
+
+
+async def test_every_call_is_asked_for_what_it_has_as_soon_as_a_pause_is_noticed(tmp_path):
+    with pausing_clock():
+        async with running(tmp_path) as recordings:
+            asked: list[str] = []
+            failing, other = (recordings.begin(f"CA{n:032}", trio.current_time()) for n in (1, 2))
+            failing.on_take = lambda: 1 // 0
+            other.on_take = lambda: asked.append("asked")
+            while is_standing():
+                await trio.lowlevel.checkpoint()
+            before = len(asked)
+
+            hold_up(STEP_S + 0.2)
+            trio.current_time()
+
+            assert len(asked) == before + 1
+            assert failing.as_dict()["reason"] == "error"
 
 
 async def test_a_server_that_stops_writes_what_it_has(tmp_path):
