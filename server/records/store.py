@@ -62,7 +62,7 @@ PIECE_PAUSE_S = 0.2
 ``sqliteDefaultBusyCallback``)."""
 
 
-def _nobody(call_sid: str) -> None:
+def _nobody(told: str | float) -> None:
     """Nobody waits for it."""
 
 
@@ -105,6 +105,8 @@ class Records:
         self._unsaved = Unsaved(metrics.records)
         self.on_written: Callable[[str], None] = _nobody
         """Told which call's record, or what was known of it by then, outlives the process now."""
+        self.on_sweep: Callable[[float], None] = _nobody
+        """Told of when the oldest call began that is kept: nothing is to be known of others."""
         self._told = Told(metrics.records)
         self.outbox_changed = Signal()
         """Events of ours have come into the outbox."""
@@ -319,6 +321,7 @@ class Records:
         database, since = self._database, time.time() - self._requests_ttl_s
         deletes = {"requests": partial(database.delete_requests_before, since)}
         if (oldest_kept := self._oldest_kept()) is not None:
+            self.on_sweep(oldest_kept)
             deletes["records"] = partial(database.delete_before, oldest_kept)
             deletes["events"] = partial(self._outbox.delete_before, oldest_kept)
         deleted = dict.fromkeys(deletes, 0)

@@ -123,6 +123,7 @@ class Register:
         that; None for nobody."""
         if records is not None:
             records.on_written = self._written
+            records.on_sweep = partial(_forget_before, self._recent)
 
     def add(self, call: Call) -> None:
         """A call lives."""
@@ -442,6 +443,12 @@ class Register:
                 row.pop("cost", None)
         after.sort(key=Cursor.of, reverse=True)
         return Page(after[:limit], more or len(after) > limit, is_complete)
+
+
+def _forget_before(recent: dict[str, EndedCall], oldest_kept: float) -> None:
+    """Older records are deleted: nothing of them is shown, and no late word writes one anew."""
+    for call_sid in [sid for sid, left in recent.items() if left.created_at < oldest_kept]:
+        del recent[call_sid]
 
 
 def _shown(call: Call | EndedCall, *, full: bool) -> dict[str, Any]:

@@ -311,6 +311,7 @@ class KeptRecords:
         self.told: list[OutboxEvent] = []
         self.is_slow = False
         self.on_written: Callable[[str], None] = _nobody
+        self.on_sweep: Callable[[float], None] | None = None
 
     def keep(self, record: dict[str, Any]) -> None:
         self.kept.append(record)

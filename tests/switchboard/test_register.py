@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import pytest
 import trio
+from prometheus_client import CollectorRegistry
 
+from server.call.report.ended import EndedCall
+from server.call.report.progress import Progress
+from server.dialogue.endings import EndReason
+from server.metrics import Metrics
 from server.records.database.tables import FOUND_OVER
-from server.records.store import Records
+from server.records.store import DAY_S, Records
 from server.records.words import Cursor, RecordsUnavailable, Wanted
+from server.signal import Once
 from server.switchboard.register import LOOK_UP_TIMEOUT_S, Page, Register
+from tests.records.test_records import record
 
 SID = "CA7"
 
@@ -20,7 +28,7 @@ class FewRecords:
 
     def __init__(self, generation: int | None, *, hangs: bool = False, is_away: bool = False):
         self._generation, self._hangs, self._is_away = generation, hangs, is_away
-        self.on_written = None
+        self.on_written = self.on_sweep = None
 
     async def get(self, call_sid: str) -> dict[str, Any] | None:
         if self._hangs:
@@ -86,3 +94,42 @@ async def test_a_list_of_live_calls_asks_no_database(state, is_complete):
     page = await known.page(10, wanted=Wanted(one_of={"state": (state,)}))
 
     assert page == Page([], more=False, is_complete=is_complete)
+
+
+def ended(number: int, days_ago: float) -> EndedCall:
+    return EndedCall(
+        record(number, created_at=time.time() - days_ago * DAY_S),
+        EndReason.CALLER_HUNG_UP,
+        costs=None,
+        billed={},
+        began_at=trio.current_time(),
+        progress=Progress(),
+        finished=Once(),
+    )
+
+
+async def test_what_is_deleted_from_the_database_is_not_shown_from_memory_or_written_anew():
+    metrics = Metrics(CollectorRegistry())
+    records = Records("sqlite://", metrics=metrics, retention_days=7.0)
+    register = Register(records, recent_calls=10)
+    old, new = ended(1, days_ago=8.0), ended(2, days_ago=6.0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.run)
+        with trio.fail_after(60):
+            while records._sweep_at < 0.0:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+            for left in (old, new):
+                register.inherit(left, 2, None, lambda **_: None)
+            await records.wait_saved()
+            assert await register.record(old.call_sid) is not None
+
+            await records._sweep()
+
+            page = await register.page(10)
+            gone = await register.record(old.call_sid)
+        nursery.cancel_scope.cancel()
+
+    assert [row["call_sid"] for row in page.rows] == [new.call_sid]
+    assert gone is None
+    assert register.get_recent(old.call_sid) is None  # whose record a late word would write
+    assert register.has_ended(old.call_sid)

@@ -106,6 +106,12 @@ class EndedCall:
         self.finished = finished
 
     @property
+    def created_at(self) -> float:
+        """When it began, as its record says."""
+        at: float = self._summary["created_at"]
+        return at
+
+    @property
     def is_over(self) -> bool:
         """True."""
         return True
