@@ -97,8 +97,9 @@ class CallTraces:
         for at_s, what, facts in timeline:
             root.add_event(what, _plain(facts), clock.ns(at_s))
 
-        answered_s = next((at_s for at_s, what, _ in timeline if what == "answered"), None)
-        self._span(root, "ringing", clock, 0.0, answered_s or ended_s)
+        # Its line may be gone from the timeline, or in that of another process.
+        answered_s = details.answered_s
+        self._span(root, "ringing", clock, 0.0, ended_s if answered_s is None else answered_s)
         if answered_s is not None:
             for turn in details.transcript or ():
                 started_s = answered_s + turn["at_s"]

@@ -45,6 +45,8 @@ class CallDetails:
     """What the call was for, as data; None for an agent that wants none."""
     traceparent: str = field(default="", metadata={"hidden": True})
     """Whose trace the call belongs to: W3C Trace Context."""
+    answered_s: float | None = field(default=None, metadata={"hidden": True})
+    """When the phone left the hook, in seconds since the call began; None if it only rang."""
 
     def as_dict(self) -> dict[str, Any]:
         """As the API shows it."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -53,6 +54,23 @@ async def test_a_call_is_one_trace_with_its_turns_and_where_each_replys_time_wen
     for reply in [span for span in spans if span.name == "reply"]:
         stages = [s for s in spans if s.parent and s.parent.span_id == reply.context.span_id]
         assert sum(map(seconds, stages)) == pytest.approx(seconds(reply), abs=1e-6)
+
+
+async def test_a_call_whose_answer_is_not_in_its_timeline_has_its_turns_in_its_trace(
+    autojump_clock, traces, exporter
+):
+    async with calling(callee="interrupts") as rig:
+        await rig.over()
+    record = rig.call.record()
+    (answered_s,) = (at_s for at_s, what, _ in record.details.timeline if what == "answered")
+    lines = tuple(line for line in record.details.timeline if line[1] != "answered")
+
+    traces.call_ended(record.with_details(replace(record.details, timeline=lines)))
+
+    spans = exporter.get_finished_spans()
+    (ringing,) = [span for span in spans if span.name == "ringing"]
+    assert seconds(ringing) == pytest.approx(answered_s, abs=1e-6)
+    assert {"agent turn", "caller turn"} <= {span.name for span in spans}
 
 
 async def test_nothing_anyone_said_and_no_number_is_in_a_trace(autojump_clock, traces, exporter):

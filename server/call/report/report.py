@@ -128,6 +128,7 @@ class Report:
             ),
             model=notes.costs.model,
             traceparent=self.traceparent,
+            answered_s=None if c.answered_at is None else c.answered_at - notes.began_at,
         )
 
     def left(
