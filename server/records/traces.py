@@ -1,13 +1,18 @@
 """OpenTelemetry traces, with ``pip install offhook[otel]`` and ``TRACES=true``: one for each call.
 
-A trace is written when its call has ended, from what the call has noted anyway, so tracing costs a
-call in progress nothing. Nothing anyone said is in it, and no number.
+A trace is written when its call has ended, from what the call has noted anyway, and in a thread, so
+tracing costs a call in progress nothing. Nothing anyone said is in it, and no number.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
 
 from server.errors import ConfigurationError
 from server.records.words import CallRecord
@@ -16,7 +21,18 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 STAGES = ("vad", "model", "codec", "playout")
+MAX_EVENTS = 500
+"""Lines of one call's timeline, all in one span; OpenTelemetry's own default is 128."""
+MAX_SPANS = 2 + 1_000 + 1_000 * (1 + len(STAGES))
+"""Of one call: itself, its ringing, its turns, and its replies with their stages."""
+MAX_UNSENT = 4 * MAX_SPANS
+"""Spans that wait to be sent, some 3 kB each; OpenTelemetry's own default is 2,048, and it drops
+the others."""
+MAX_WAITING = 1_000
+"""Calls whose traces are to be written: as many may end at once."""
 _OURS_OR_THEIRS = ("model-", "carrier-", "error")
 
 
@@ -24,11 +40,11 @@ class Traces(Protocol):
     """Where ended calls go."""
 
     def call_ended(self, record: CallRecord) -> None:
-        """Write the trace of a call that is over."""
+        """Have the trace of a call that is over written soon."""
         ...
 
     def close(self) -> None:
-        """Send what has not been sent; blocks, for as long as the exporter's own timeout."""
+        """Write and send what has not been; blocks, for as long as the exporter's own timeout."""
         ...
 
 
@@ -56,25 +72,63 @@ def open_traces(*, wanted: bool) -> Traces:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace import SpanLimits, TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ConfigurationError(f"TRACES needs pip install 'offhook[otel]': {error}") from None
     # Resource.create lets OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES have the last word.
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "offhook"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider = TracerProvider(
+        resource=Resource.create({SERVICE_NAME: "offhook"}),
+        span_limits=SpanLimits(max_events=_unless_set("OTEL_SPAN_EVENT_COUNT_LIMIT", MAX_EVENTS)),
+    )
+    most = _unless_set("OTEL_BSP_MAX_QUEUE_SIZE", MAX_UNSENT)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), max_queue_size=most))
     return CallTraces(provider)
 
 
+def _unless_set(name: str, ours: int) -> int | None:
+    """Our own default, for what the environment does not say."""
+    return None if name in os.environ else ours
+
+
 class CallTraces:
-    """Writes a call as spans: ringing, each turn, each reply with its stages."""
+    """Writes a call as spans: ringing, each turn, each reply with its stages.
+
+    Those of a long call take a third of a second, so one thread writes them, one call after the
+    other; it is started with the first.
+    """
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("offhook")
+        self._waiting = SimpleQueue[CallRecord | None]()
+        self._thread: Thread | None = None
 
     def call_ended(self, record: CallRecord) -> None:
-        """Write the trace of a call that is over."""
+        """Have the trace of a call that is over written soon; its record changes no more."""
+        if self._waiting.qsize() >= MAX_WAITING:
+            logger.warning("trace not written: too many wait", call_sid=record.call_sid)
+            return
+        self._waiting.put(record)
+        if self._thread is None:
+            thread = Thread(target=self._work, name="traces", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has none for us: the next call tries again
+                logger.warning("traces wait for a thread", error=str(error))
+            else:
+                self._thread = thread
+
+    def _work(self) -> None:
+        """Write what waits, until there is None of it."""
+        while (record := self._waiting.get()) is not None:
+            try:
+                self._write(record)
+            except Exception:  # of one call, which is over, and not of those after it
+                call_sid = record.call_sid
+                logger.exception("trace not written by a bug of ours", call_sid=call_sid)
+
+    def _write(self, record: CallRecord) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -120,7 +174,12 @@ class CallTraces:
         root.end(clock.ns(ended_s))
 
     def close(self) -> None:
-        """Send what has not been sent."""
+        """Write and send what has not been."""
+        self._waiting.put(None)
+        if self._thread is not None:
+            self._thread.join()
+        else:  # none was needed, or to be had
+            self._work()
         self._provider.shutdown()
 
     def _span(
