@@ -206,7 +206,7 @@ class Call:
             if ends_at is not None:
                 self._time_limit.deadline = ends_at
             first_words = first_words_of(c, state)
-        self._recording_part = 1 if state is None else state.recording_parts + 1
+        self._recorded_before = () if state is None else state.recorded_at_s
         self._watch = Watch(c, self.hearing.telling, self.farewell, first_words)
         standing = None if state is None else standing_of(state)
         c.session = model.new_session(briefed(agent), c, speaking.take_event, standing)
@@ -295,8 +295,10 @@ class Call:
         c = self.conversation
         if self._recordings is None:
             return
-        recorder = self._recordings.begin(c.call_sid, now + missed_s(), self._recording_part)
+        before, at_s = self._recorded_before, round(now - c.notes.began_at, 3)
+        recorder = self._recordings.begin(c.call_sid, now + missed_s(), len(before) + 1)
         if recorder is not None:
+            recorder.parts_at_s = (*before, at_s)
             note = c.notes.note_trouble
             c.passing.record(recorder, lambda reason: note("recording stopped", reason=reason))
 

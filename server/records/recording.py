@@ -72,6 +72,9 @@ class Recorder:
     def __init__(self, call_sid: str, began_at: float, part: int = 1) -> None:
         self.call_sid = call_sid
         self.part = part
+        self.parts_at_s: tuple[float | None, ...] = ()
+        """When each part of it begins, up to this one, in seconds since the call began; None where
+        that is not known."""
         self.stopped: str | None = None
         """Why the recording ended before its call did, or None."""
         self.ended_at: float | None = None
@@ -182,6 +185,7 @@ class Recorder:
             "reason": self.stopped,
             "duration_s": round(self.duration_s, 3),
             "url": url,
+            "parts_at_s": list(self.parts_at_s),
         }
         if self.part > 1:
             parts = [url, *(f"{url}?part={part}" for part in range(2, self.part + 1))]

@@ -82,6 +82,7 @@ def state(**differences) -> CallState:
             "away": AwayState("sales", "+15005550123"),
             "machine": MachineState(AnsweredBy.MACHINE_START, "message"),
             "recording_parts": 1,
+            "parts_at_s": (10.5,),
             **differences,
         }
     )
@@ -89,6 +90,16 @@ def state(**differences) -> CallState:
 
 def test_a_state_is_read_as_it_was_written():
     assert CallState.decode(state().encode()) == state()
+
+
+def test_when_the_parts_of_a_recording_began_is_not_known_from_an_older_program():
+    content = msgspec.json.decode(msgspec.json.encode(state(recording_parts=2)))
+    del content["parts_at_s"]
+
+    old = CallState.decode(b"1" + zlib.compress(msgspec.json.encode(content)))
+
+    assert old.recorded_at_s == (None, None)
+    assert state(recording_parts=2, parts_at_s=(10.5, 60.25)).recorded_at_s == (10.5, 60.25)
 
 
 def test_whoever_takes_a_call_up_tells_its_own_receiver():
@@ -195,6 +206,7 @@ def test_what_is_no_state_is_told_so(written):
         {"direction": "sideways"},
         {"transcript": [msgspec.structs.asdict(state().transcript[0])] * 21},
         {"recording_parts": 1_000},
+        {"parts_at_s": [1.0] * 100},
         {"metadata": {"n": 1}},
     ],
 )

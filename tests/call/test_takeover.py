@@ -1018,6 +1018,31 @@ async def test_a_process_that_does_not_record_leaves_the_parts_of_those_before_i
     assert parts == [1, 1, 2]
 
 
+async def test_a_record_says_when_each_process_began_to_record(autojump_clock, nursery, tmp_path):
+    registry, began_at_s = Registry(), []
+    recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
+    for number in range(3):
+        process = Process(registry, recordings=recordings)
+        await nursery.start(process.run)
+        if number:
+            call = process.take_up(AGENT)
+            began_at_s.append(call.conversation.notes.timeline[0][0])
+            await process.connect(nursery)
+        else:
+            call, media = await on_the_line(process, nursery, AGENT)
+            notes = call.conversation.notes
+            began_at_s.append(call.conversation.answered_at - notes.began_at)
+            await says(process, media, 1, "Good morning.")
+        await trio.sleep(5.0)
+        assert registry.states
+        recording = call.record().as_dict()["recording"]
+        await process.die()
+
+    assert len(recording["parts"]) == 3
+    assert recording["parts_at_s"] == [pytest.approx(at_s, abs=0.01) for at_s in began_at_s]
+    assert began_at_s[2] > began_at_s[1] + 4.9 > began_at_s[0] + 9.8
+
+
 async def test_what_a_process_was_held_up_is_time_on_the_line_for_the_next_one(
     autojump_clock, nursery, monkeypatch
 ):

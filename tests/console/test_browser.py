@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 import wave
 from array import array
@@ -257,6 +258,46 @@ async def test_an_interruption_is_drawn_where_the_recording_falls_silent(kept):
     silent_s = answered_s + silent_from_s(path, drawn_s - answered_s)
 
     assert abs(drawn_s - silent_s) < NEAR_S
+
+
+async def test_each_part_of_a_recording_is_drawn_where_it_began(kept):
+    # The timeline is that of the last process: how it took the call up, and nothing from before.
+    call_sid, parts_at_s = "CA" + "d" * 32, (2.0, 30.0, 60.0)
+    url = f"/calls/{call_sid}/recording"
+    recording = kept.record["recording"] | {
+        "url": f"{url}?part=3",
+        "parts": [url, f"{url}?part=2", f"{url}?part=3"],
+        "parts_at_s": parts_at_s,
+    }
+    record = dict(kept.record) | {
+        "call_sid": call_sid,
+        "recording": recording,
+        "transcript": None,
+        "timeline": [{"at_s": 60.0, "what": "taken up from another process", "gap_s": 1.0}],
+    }
+    async with serving(**kept.settings) as server:
+        heard = server.service.recordings.path(kept.call_sid, 1)
+        for suffix in (".wav", ".2.wav", ".3.wav"):
+            shutil.copy(heard, heard.with_name(call_sid + suffix))
+        server.service.records.keep(record)
+        await server.service.records.wait_saved()
+
+        def look(page: Any) -> None:
+            sign_in(page, server.url)
+            page.goto(f"{server.url}/console#/call/{call_sid}")
+            first_s = float(page.wait_for_selector(".tl-turn").get_attribute("data-from"))
+            for part in (2, 3, 1):
+                page.select_option(".player select:not(#speed)", str(part))
+                moved_s = first_s - parts_at_s[0] + parts_at_s[part - 1]
+                page.wait_for_function(
+                    """(at_s) => {
+                      const turn = document.querySelector(".tl-turn");
+                      return turn && Math.abs(Number(turn.dataset.from) - at_s) < 0.01;
+                    }""",
+                    arg=moved_s,
+                )
+
+        await in_browser(look)
 
 
 RANG_S = 20.0

@@ -351,6 +351,7 @@ async def test_a_full_disk_ends_the_recording_which_stays_whole(tmp_path):
         "reason": "disk-full",
         "duration_s": 2.0,
         "url": f"/calls/{SID}/recording",
+        "parts_at_s": [],
     }
     assert full.take(10.0) == (b"", b"")
     assert read(tmp_path / f"{SID}.wav")[0] == decode_mulaw(seconds(1, 2.0))
@@ -702,8 +703,11 @@ async def test_without_a_directory_nothing_is_recorded(fast_clock):
 def test_each_process_that_has_had_a_call_makes_a_recording_of_its_own():
     first, third = Recorder(SID, 0.0), Recorder(SID, 0.0, part=3)
     url = f"/calls/{SID}/recording"
+    first.parts_at_s, third.parts_at_s = (1.5,), (1.5, None, 60.0)
 
     assert "parts" not in first.as_dict()
+    assert first.as_dict()["parts_at_s"] == [1.5]
+    assert third.as_dict()["parts_at_s"] == [1.5, None, 60.0]
     assert third.as_dict()["url"] == f"{url}?part=3"
     assert third.as_dict()["parts"] == [url, f"{url}?part=2", f"{url}?part=3"]
 

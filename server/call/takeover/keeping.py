@@ -86,7 +86,7 @@ class Keeping:
         self._writer = StateWriter()
         self._fixed_of: tuple[object, ...] = ()
         self._has_greeted = state is not None and state.greeted
-        self._parts_before = 0 if state is None else state.recording_parts
+        self._recorded_before = () if state is None else state.recorded_at_s
         self._told: set[str] = set()
         self._turns = _Turns()
 
@@ -181,7 +181,7 @@ class Keeping:
         if (transfer := self._handover.under_way) is not None:
             destination, number, is_sure, has_failed = transfer
             away = AwayState(bounded(destination), bounded(number), is_sure, has_failed)
-        is_answered = c.answered_at is not None
+        is_answered, parts_at_s = c.answered_at is not None, self._parts_at_s()
         return {
             "kept_at": round(wall, 3),
             "answered_at": round(wall - self._report.duration_s(now), 3) if is_answered else None,
@@ -207,13 +207,16 @@ class Keeping:
             "machine": self._machine_state(),
             "is_leaving": self._farewell.is_the_agents,
             "outcome": {} if c.notes.outcome is None else dict(c.notes.outcome.values),
-            "recording_parts": min(self._recording_parts(), MAX_PARTS),
+            "recording_parts": len(parts_at_s),
+            "parts_at_s": parts_at_s,
         }
 
-    def _recording_parts(self) -> int:
-        """How many there are; a process that makes none leaves those before it alone."""
+    def _parts_at_s(self) -> tuple[float | None, ...]:
+        """When each part of the recording began, as far as they are counted; a process that makes
+        none leaves those before it alone."""
         recorder = self._conversation.passing.recorder
-        return self._parts_before if recorder is None else recorder.part
+        parts_at_s = self._recorded_before if recorder is None else recorder.parts_at_s
+        return parts_at_s[:MAX_PARTS]
 
     def _is_greeted(self) -> bool:
         """Whether the agent has nothing to say first, or has said most of it."""

@@ -182,6 +182,15 @@ class CallState(msgspec.Struct, frozen=True):
     """Of how many in all was told; None, from an older program, for all of them."""
     is_leaving: bool = False
     """Whether the agent has hung up: the call ends when its goodbye was heard."""
+    parts_at_s: Annotated[tuple[Seconds | None, ...], Meta(max_length=MAX_PARTS)] = ()
+    """When each part of the recording began; see :attr:`recorded_at_s`."""
+
+    @property
+    def recorded_at_s(self) -> tuple[float | None, ...]:
+        """When each part of the recording began, in seconds since the call did; None for those that
+        an older program has made, or has taken over from another."""
+        known = self.parts_at_s[: self.recording_parts]
+        return (*known, *(None,) * (self.recording_parts - len(known)))
 
     def encode(self) -> bytes:
         """Write it down, in about 2.5 kB; who writes it again and again has a :class:`StateWriter`.

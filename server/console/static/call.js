@@ -159,8 +159,9 @@ export function show(root, call_sid, { inside = false } = {}) {
 
   /** Where a part of the recording begins, in the call's own time. */
   function begins(record) {
-    if (part === 1) return answeredAt(record);
-    return record.timeline.filter((each) => each.what === "taken up from another process")[part - 2]?.at_s ?? 0;
+    const at_s = record.recording?.parts_at_s?.[part - 1];
+    if (part === 1) return at_s ?? answeredAt(record);
+    return at_s ?? record.timeline.findLast((each) => each.what === "taken up from another process")?.at_s ?? 0;
   }
 
   const left = new AbortController(), { signal } = left;

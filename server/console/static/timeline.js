@@ -27,8 +27,7 @@ export function placed(line, before) {
     case "agent held": return { kind: "hold", from: at, to: at };
     case "false alarm": return { kind: "hold", from: before?.what === "agent held" ? before.at_s : at, to: at };
     case "tool": return { kind: "tool", from: at - (line.took_ms ?? 0) / 1000, to: at };
-    case "line back": case "model reconnected": return { kind: "gap", from: at - (line.gap_s ?? 0), to: at };
-    case "taken up from another process": return { kind: "gap", from: at - (line.gap_s ?? 0), to: at };
+    case "line back": case "model reconnected": case "taken up from another process": return { kind: "gap", from: at - (line.gap_s ?? 0), to: at };
     case "line lost": case "caller back": case "model going away": case "recording stopped": return { kind: "line", from: at, to: at };
     case "transfer": case "transfer failed": case "transfer refused": case "digit": case "keys": case "beep": case "outcome": case "apology":
     case "a person after all": case "wrapping up": case "caller silent": case "time running out": case "tools refused": return { kind: "note", from: at, to: at };
