@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -438,8 +438,10 @@ def test_a_balancer_is_begun_anew_for_another_configuration_and_for_nothing_else
 
 
 @contextmanager
-def balancer_of_a_release(directory: Path, certificates: Path, said: Path) -> Generator[int]:
-    """Run what a balancer's pod runs, with files in other places; gives the port."""
+def balancer_of_a_release(
+    directory: Path, certificates: Path, said: Path
+) -> Generator[tuple[int, subprocess.Popen[bytes]]]:
+    """Run what a balancer's pod runs, with files in other places; gives its port and itself."""
     port = free_port()
     manifests = render(EVERYTHING)
     (workload,) = of_kind("Deployment", manifests).values()
@@ -470,10 +472,10 @@ def balancer_of_a_release(directory: Path, certificates: Path, said: Path) -> Ge
             start_new_session=True,
         )
         try:
-            yield port
-            assert process.poll() is None
+            yield port, process
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(PATIENCE_S)
 
 
@@ -514,26 +516,63 @@ def test_a_certificate_that_is_renewed_is_served_and_one_whose_key_is_anothers_i
     for name in ("tls.crt", "tls.key"):
         (volume / name).symlink_to(f"..data/{name}")
     mount(first, first)
-    with balancer_of_a_release(tmp_path, volume, said) as port:
+    with balancer_of_a_release(tmp_path, volume, said) as (port, process):
         wait_until(lambda: is_served(first))
         mount(second, first)
         wait_until(lambda: "cannot be served" in said.read_text())
         still_first = is_served(first)
         mount(second, second)
         wait_until(lambda: is_served(second))
+        ended = process.poll()
 
     assert still_first
+    assert ended is None
     assert said.read_text().count("has been renewed") == 1
 
 
-def test_the_services_of_the_pods_are_not_the_balancers_too():
-    manifests = render(EVERYTHING)
-    (balancer,) = of_kind("Deployment", manifests).values()
-    labels = balancer["spec"]["template"]["metadata"]["labels"]
+def _workers(of: int) -> list[int]:
+    """What HAProxy's master, which the shell of the pod has started, has started."""
+    found = []
+    for child in _children(of):
+        if Path(f"/proc/{child}/comm").read_text().strip() == "haproxy":
+            found += _children(child)
+    return found
 
-    chosen = [
-        name
-        for name, service in of_kind("Service", manifests).items()
-        if service["spec"]["selector"].items() <= labels.items()
-    ]
-    assert chosen == ["offhook-haproxy"]
+
+def _children(of: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+
+
+@pytest.mark.sockets
+@needs_haproxy
+@pytest.mark.parametrize("why", ["told to stop", "told to end", "its worker was killed"])
+def test_a_balancers_pod_ends_with_haproxy(tmp_path, why):
+    authority, volume, said = trustme.CA(), tmp_path / "certs", tmp_path / "said"
+    certificate = authority.issue_cert("calls.example.com")
+    volume.mkdir()
+    certificate.cert_chain_pems[0].write_to_path(volume / "tls.crt")
+    certificate.private_key_pem.write_to_path(volume / "tls.key")
+
+    with balancer_of_a_release(tmp_path, volume, said) as (port, process):
+
+        def has_ended() -> bool:
+            """Told again, as HAProxy's master overlooks what it is told while it starts."""
+            match why:
+                case "told to stop":
+                    process.send_signal(signal.SIGUSR1)
+                case "told to end":
+                    process.send_signal(signal.SIGTERM)
+                case _:
+                    for worker in _workers(process.pid):
+                        os.kill(worker, signal.SIGKILL)
+            return process.poll() is not None
+
+        wait_until(lambda: _serves(port))
+        wait_until(has_ended)
+
+
+def _serves(port: int) -> bool:
+    """Whether a worker does: the master listens before."""
+    with suppress(OSError):
+        return bool(ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE_S))
+    return False
