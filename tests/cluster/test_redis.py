@@ -370,6 +370,79 @@ async def test_what_is_kept_in_haste_is_there_before_a_call_is_said_to_be_ours(t
     assert seized == Seized(2, b"about to be transferred")
 
 
+def have_heard_late(registry, meanwhile):
+    """Have something done between the answer to whether a call is current and its being heard."""
+    connection = registry._connection
+    ask_all = connection.ask_all
+
+    async def ask_all_and_wait(steps):
+        answers = await ask_all(steps)
+        if [step.script for step in steps] == [PUT]:
+            connection.ask_all = ask_all
+            await meanwhile(connection)
+        return answers
+
+    connection.ask_all = ask_all_and_wait
+
+
+async def test_a_call_that_nobody_claimed_and_that_ends_at_once_is_not_lost(redis, monkeypatch):
+    monkeypatch.setattr("server.cluster.redis.registry.WHOLE_AFTER_S", 0.0)
+    async with member(redis.url) as one:
+        one.keep("CA1", 1, b"about to end", in_haste=True)
+
+        assert await one.is_current("CA1", 1)
+        assert not one._writing.has_forgotten
+        assert one.losses == 0
+
+
+async def test_a_new_call_that_is_written_while_it_is_asked_for_is_not_lost(redis, monkeypatch):
+    monkeypatch.setattr("server.cluster.redis.registry.WHOLE_AFTER_S", 0.0)
+    async with member(redis.url) as one:
+        have_heard_late(one, one._writing.write_all)
+        one.announce("CA1", 1)
+
+        assert await one.is_current("CA1", 1)
+        assert one._writing._ours.unsaid == 0
+        assert not one._writing.has_forgotten
+        assert one.losses == 0
+
+
+@pytest.mark.parametrize("news", ["urgent", "written meanwhile", "none"])
+async def test_a_call_that_was_lost_is_found_to_be_when_it_is_asked_for(redis, monkeypatch, news):
+    monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+    async with member(redis.url) as one:
+        one.keep("CA1", 1, b"state")
+        await until(lambda: one._writing._ours.unsaid == 0)
+        redis.ask("FLUSHALL")
+
+        if news == "urgent":
+            one.keep("CA1", 1, b"about to end", in_haste=True)
+        elif news == "written meanwhile":
+            have_heard_late(one, one._writing.write_all)
+            one.announce("CA1", 1)
+        with pytest.raises(RegistryAway, match="has lost this call"):
+            await one.is_current("CA1", 1)
+        await until(lambda: one.losses > 0 and one._writing._ours.unsaid == 0)
+
+        assert one.losses == 1
+        assert not one._writing.has_forgotten
+
+
+async def test_a_loss_that_is_heard_of_while_a_call_is_asked_for_is_one(redis, monkeypatch):
+    monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+    async with member(redis.url) as one:
+        one.keep("CA1", 1, b"state")
+        await until(lambda: one._writing._ours.unsaid == 0)
+        redis.ask("FLUSHALL")
+
+        have_heard_late(one, one._beat)
+        with pytest.raises(RegistryAway, match="not everybody was heard yet"):
+            await one.is_current("CA1", 1)
+
+        assert one.losses == 1
+        assert not one._writing.has_forgotten
+
+
 async def test_whoever_has_taken_a_call_over_has_it_though_its_end_is_said_of_old(three, redis):
     first, second, _ = three
     holding = await first.claim("CA1")

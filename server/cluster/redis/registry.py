@@ -368,8 +368,9 @@ class RedisRegistry:
         if is_held:
             (step,) = self._steps.put(me, [(call_sid, generation, None)])
             news_of = call_sid if self._writing.is_urgent(call_sid) else None
+            was_there, losses = self._writing.is_there(call_sid, generation), self.losses
             (put,) = await self._ask(step, answers.puts, after_news_of=news_of)
-            if self._writing.was_put(call_sid, generation, put):
+            if self._writing.was_put(put, was_there=was_there and self.losses == losses):
                 raise RegistryAway("the registry has lost this call, and whoever had it since")
             if put:
                 await self._sure_of_nothing()  # or whoever took it over has not said so again yet

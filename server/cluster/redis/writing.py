@@ -120,9 +120,19 @@ class Writing:
         most = math.ceil(self._ours.known * beat_s / SAY_AGAIN_S)
         self._ours.say_some_again(min(most, MAX_WRITES // 2))
 
-    def was_put(self, call_sid: str, generation: int, answer: int) -> bool:
-        """A call was put; returns whether the registry had lost it."""
-        is_lost = answer == answers_of.NEW and self._ours.is_there(call_sid, generation)
+    def is_there(self, call_sid: str, generation: int) -> bool:
+        """Whether the registry has a call, unless it has lost it."""
+        return self._ours.is_there(call_sid, generation)
+
+    def was_put(self, answer: int, *, was_there: bool) -> bool:
+        """A call was put; returns whether the registry had lost it.
+
+        Args:
+            answer: What has become of it.
+            was_there: Whether the registry had it before, unless it had lost it: as it was known
+                when this was asked, for another may have put the call since.
+        """
+        is_lost = answer == answers_of.NEW and was_there
         if is_lost and not self.has_forgotten:
             self.has_forgotten = True
             self._on_forgotten()
@@ -200,7 +210,8 @@ class Writing:
         )
         for write, was_put in zip(others, were_put, strict=True):
             if was_put:
-                self.was_put(write.call_sid, write.generation, was_put)
+                # Nobody else writes meanwhile; but a loss that was heard of is not a second one.
+                self.was_put(was_put, was_there=self.is_there(write.call_sid, write.generation))
                 self._ours.was_written(write)
             else:
                 self._is_lost(write)
