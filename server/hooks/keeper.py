@@ -13,20 +13,23 @@ passed on. hypercorn waits for the end of a pipe that both hold: a keeper that i
 worker that serves as before, unkept. A keeper has no thread, no event loop and no logger, so
 forking is safe; what it shares with its worker costs no memory. Linux only: elsewhere, and with
 one worker, hypercorn's own child serves. Where the system has nothing to fork with, or a worker
-cannot serve for now, the keeper waits, and tries again: the other workers have calls.
+cannot serve for now, the keeper waits, and tries again, as long as others serve: they have calls.
 """
 
 from __future__ import annotations
 
 import gc
+import hmac
 import multiprocessing
 import os
 import signal
+import socket
 import struct
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 from server.hooks.stopping import hang_up, in_main_thread
@@ -39,6 +42,7 @@ CANNOT_START = b"offhook: a process of this server cannot be started: %s\n"
 ENDED_YOUNG = b"offhook: a worker ended before it served, and is tried again: status %d\n"
 GAVE_UP = b"offhook: one worker after another died soon: the whole server is to stop\n"
 _TIME = struct.Struct("d")
+_SOCKETS = Path("/proc/net/unix")
 
 
 @dataclass(slots=True)
@@ -48,14 +52,19 @@ class Kept:
     Attributes:
         pipe: Where the keeper is told that the worker serves; None: nobody keeps this process.
         replaces: The status of the worker before this one; None for the first.
+        mark: What the keepers of the others see of it while it serves.
     """
 
     pipe: int | None = None
     replaces: int | None = None
+    mark: socket.socket | None = None
 
     def serves(self) -> None:
         """Tell the keeper that this process serves: from now on it is worth replacing."""
         if self.pipe is not None:
+            with suppress(OSError):  # without one, the others are not believed to serve by it
+                self.mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                self.mark.bind(f"\0{_mark()}-{os.getpid()}")
             with suppress(OSError):  # the keeper has been killed
                 os.write(self.pipe, _TIME.pack(time.monotonic()))
             os.close(self.pipe)
@@ -119,18 +128,37 @@ def keep_worker(count: int) -> None:
         has_served |= bool(served_from)
         if status == 0 or is_told or not has_served:
             os._exit(status)
-        pause_s: float | None
-        if not served_from:
+        lived_s = time.monotonic() - _TIME.unpack(served_from)[0] if served_from else None
+        if lived_s is None:
             write_if_taken(sys.stderr.fileno(), ENDED_YOUNG % status)
-            pause_s = restarts.not_started()
-        else:
-            pause_s = restarts.after(time.monotonic() - _TIME.unpack(served_from)[0])
+        pause_s = _pause_after(lived_s, restarts)
         if pause_s is None:
             write_if_taken(sys.stderr.fileno(), GAVE_UP)
             os._exit(status)
         if signal.sigtimedwait(stops, pause_s) is not None:
             os._exit(0)
         kept.replaces = status
+
+
+def _pause_after(lived_s: float | None, restarts: Restarts) -> float | None:
+    """The pause after a worker that has served for so long, or never did; None to give up."""
+    if lived_s is None and does_any_serve():
+        return restarts.not_started()
+    return restarts.after(lived_s or 0.0)
+
+
+def does_any_serve() -> bool:
+    """Whether any kept worker of this server serves."""
+    try:
+        return f" @{_mark()}-" in _SOCKETS.read_text(errors="replace")
+    except OSError:  # the system does not show it
+        return False
+
+
+def _mark() -> str:
+    """How the sockets of workers that serve begin: only processes of this server know it before."""
+    key = bytes(multiprocessing.current_process().authkey)
+    return f"offhook-serves-{hmac.digest(key, b'offhook serves', 'sha256').hex()[:32]}"
 
 
 def _fork() -> tuple[int, int, int]:
