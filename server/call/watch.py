@@ -112,6 +112,9 @@ class Watch:
     async def _see_goodbye_whole(self, changed: trio.Event) -> None:
         """Ask for the rest of a goodbye that the model broke off; nothing else is owed any more."""
         turns, now = self._conversation.turns, trio.current_time()
+        if turns.caller_speaking:
+            await changed.wait()  # to be answered before all else
+            return
         if now >= turns.rest_due:
             turns.rest_due = NEVER
             if turns.has_more_to_come(now):

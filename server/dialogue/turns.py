@@ -98,7 +98,8 @@ class Turns:
     tools_open: set[str] = field(default_factory=set)
     """Ids of functions that the model waits for."""
     rest_due: float = NEVER
-    """When the caller has heard what came of a turn that the model broke off for nobody."""
+    """When the caller has heard what came of a turn that the model broke off for nobody, and may
+    wait for the rest."""
     recovering: bool = False
     """A reconnect is under way: nothing can be expected meanwhile."""
 
@@ -393,7 +394,9 @@ class Turns:
         if heard_until is None or was_under_way:
             since = now if heard_until is None else max(now, heard_until)
             self._expect(Awaited.CONTINUATION, since, self.patience.rung_timeout_s)
-            self.rest_due = since
+            # If it was believed, somebody may have spoken whom only the model has heard.
+            patience_s = self.patience.rung_timeout_s if heard_until is None else 0.0
+            self.rest_due = since + patience_s
 
     def tools_called(self, ids: Iterable[str], turn: int) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered."""
