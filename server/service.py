@@ -198,9 +198,9 @@ class Service:
 
     def _with_offered(self, agent: Agent) -> Agent:
         """The agent with the tools that MCP servers offer at this moment."""
-        if not (offered := self._mcp_servers.tools):
-            return agent
-        return replace(agent, tools=(*agent.tools, *offered))
+        names = {tool.name for tool in agent.tools}
+        offered = tuple(tool for tool in self._mcp_servers.tools if tool.name not in names)
+        return replace(agent, tools=(*agent.tools, *offered)) if offered else agent
 
     # -- what the carrier asks and reports -------------------------------------------------
 

@@ -18,7 +18,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +141,8 @@ class McpServers:
     @property
     def tools(self) -> tuple[Tool, ...]:
         """What the servers that can be reached offer now, each tool as ``server__tool``."""
-        return tuple(tool for one in self._connections for tool in one.tools)
+        every = (tool for one in self._connections for tool in one.tools)
+        return tuple(_first_of_each_name(every))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the connections until cancelled; started when each has been tried once."""
@@ -150,6 +151,14 @@ class McpServers:
                 for connection in self._connections:
                     first_attempts.start_soon(nursery.start, connection.run)
             task_status.started()
+
+
+def _first_of_each_name(tools: Iterable[Tool]) -> Iterable[Tool]:
+    """Some come to have one name: `a/b` and `a_b`; or `b__c` of one server and `c` of another."""
+    by_name: dict[str, Tool] = {}
+    for tool in tools:
+        by_name.setdefault(tool.name, tool)
+    return by_name.values()
 
 
 @dataclass(slots=True)
@@ -231,11 +240,7 @@ class _Connection:
     def _offer(self, client: Client, found: list[McpTool]) -> None:
         self._client = client
         offered = [one for one in found if not is_too_big(one.input_schema, MAX_SCHEMA_BYTES)]
-        by_name: dict[str, Tool] = {}  # some come to have one name: `a/b` and `a_b`
-        for one in offered[:MAX_TOOLS]:
-            tool = self._tool(one)
-            by_name.setdefault(tool.name, tool)
-        tools = tuple(by_name.values())
+        tools = tuple(_first_of_each_name(self._tool(one) for one in offered[:MAX_TOOLS]))
         if [tool.name for tool in tools] != [tool.name for tool in self.tools]:
             logger.info("mcp server offers tools", server=self.name, tools=len(tools))
             if left_out := len(found) - len(tools):

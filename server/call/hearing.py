@@ -357,6 +357,7 @@ class Hearing:
             payload = SILENCE * len(payload)
             self.telling.end()
         is_whole_turn = self.telling.is_released()
+        self.telling.keep_in_order()
         if c.session.send_audio(c.passing.decode(payload)):
             c.notes.caller_passed(trio.current_time() - received_at)
         if is_whole_turn:
@@ -503,15 +504,23 @@ class Telling:
         if self._told is not None:
             self._tell(self._told.close())
 
+    def keep_in_order(self) -> None:
+        """What is kept in the path, in case a turn began in it, was said before what comes now."""
+        if self._conversation.passing.path.keeps_only:
+            self._take_kept()
+
+    def _take_kept(self) -> None:
+        c, path = self._conversation, self._conversation.passing.path
+        if path.caller_passes and (kept := path.take_caller()):
+            c.session.send_audio(path.decoder.decode(kept))
+
     def _tell(self, told: Told) -> None:
         c = self._conversation
         for one in told:
             if isinstance(one, TurnEnds):
                 c.session.caller_ends()
                 continue
-            path = c.passing.path
-            if path.caller_passes and (kept := path.take_caller()):
-                c.session.send_audio(path.decoder.decode(kept))
+            self._take_kept()
             c.session.caller_begins(one.before_s)
             if c.ear.caller_speaks and not c.turns.caller_speaking:
                 c.turns.caller_started(trio.current_time())  # it goes on, as another turn

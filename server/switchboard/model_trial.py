@@ -4,12 +4,13 @@ Nobody's phone has to ring for it, and a pause ends whether or not anybody asks 
 there are several processes, all pause when one is refused: the last of those that were tries the
 model, and when it is accepted, all go on.
 
-What may be refused of an agent's own model alone pauses nothing: the calls of other agents, with
-another model, are not refused.
+What is refused of an agent's own model may be that model's trouble or the account's: the server's
+model is tried, and calls pause if it is refused the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -36,8 +37,10 @@ LISTEN_S = 0.25
 """How often what other processes say of the account is looked at."""
 TOLD_S = 3.0
 """For what was tried to be told to all."""
-OF_ONE_MODEL = frozenset({Kind.MODEL, Kind.PERMISSION, Kind.LOCATION})
-"""What may be refused of one model, and not of the account: on Vertex AI they look alike."""
+OF_THE_ACCOUNT = frozenset({Kind.KEY, Kind.CREDITS, Kind.REFUSED})
+"""What is refused of every model alike; the rest may be of one alone, its quota as well."""
+DOUBT_EVERY_S = 60.0
+"""Whether it is one model's or the account's is looked at no more often."""
 TOLD_EVERY_S, TOLD_AGENTS = 600.0, 10
 """In this time there is one line on each of so many agents whose own model is refused."""
 STAGGER_S = 5.0
@@ -70,6 +73,8 @@ class ModelTrial:
         self._on_change = cluster.publish
         self._find_agent = find_agent
         self._refused_name = Agent().name  # whose call was refused last
+        self._doubted: Kind | None = None  # what was refused of an agent's own model
+        self._doubt_from = -math.inf
         self._own_told = Sparing(TOLD_EVERY_S, lines=TOLD_AGENTS)
         self._registry = cluster.registry if cluster.are_several else None
         self._changed = trio.Event()
@@ -79,11 +84,13 @@ class ModelTrial:
     def learn(self, call: Call) -> None:
         """A call has ended: what it says about the account that all calls share."""
         agent = call.conversation.party.agent
-        if call.refusal is not None and self._is_its_own_models(agent, call.refusal):
-            self._own_model_refused(agent, call.refusal)
-        elif call.refusal is not None:
+        if call.refusal is not None:
             self._refused_name = agent.name
-            self._refused(call.refusal)
+            is_own = agent.model not in (None, self._model.name)
+            if is_own and call.refusal not in OF_THE_ACCOUNT:
+                self._own_model_refused(agent, call.refusal)
+            else:
+                self._refused(call.refusal)
         elif call.conversation.agent_turn:
             self._pause.worked()
 
@@ -98,6 +105,8 @@ class ModelTrial:
                     await changed.wait()
                 if self._pause.try_at <= trio.current_time():
                     await self._try_once()
+                elif self._doubted is not None:
+                    await self._look_whose_it_is(self._doubted)
 
     async def _listen(self, registry: Registry) -> None:
         """Hear what other processes were refused, and that they are refused no more."""
@@ -126,9 +135,12 @@ class ModelTrial:
     def _begin(self) -> None:
         """Calls pause, and the model is to be tried."""
         self._metrics.calls_paused.set(1)
+        self._wake()
+        self._on_change()
+
+    def _wake(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        self._on_change()
 
     def _goes_on(self, paused_s: float) -> None:
         """The model takes sessions again."""
@@ -136,15 +148,15 @@ class ModelTrial:
         logger.info("calls go on: the model's service takes sessions", paused_s=round(paused_s, 1))
         self._on_change()
 
-    def _is_its_own_models(self, agent: Agent, kind: Kind) -> bool:
-        """Whether this may be refused of the agent's own model alone."""
-        return kind in OF_ONE_MODEL and agent.model not in (None, self._model.name)
-
     def _own_model_refused(self, agent: Agent, kind: Kind) -> None:
+        now = trio.current_time()
         self._metrics.model_refusals.labels(kind.value).inc()
-        if self._own_told.may_log(trio.current_time(), agent.name):
+        if self._pause.kind is None and now >= self._doubt_from:
+            self._doubted, self._doubt_from = kind, now + DOUBT_EVERY_S
+            self._wake()
+        if self._own_told.may_log(now, agent.name):
             logger.error(
-                "an agent's own model is refused: its calls fail, and others go on",
+                "an agent's own model is refused: its calls fail",
                 agent=agent.name,
                 model=agent.model,
                 kind=kind.value,
@@ -168,26 +180,33 @@ class ModelTrial:
         if pause.kind is not None:
             self._begin()
 
-    async def _ask(self, agent: Agent) -> None:
-        """Connect a session of this agent's; if only its own model is refused, one of the server's.
+    async def _ask(self) -> None:
+        """Connect a session of the server's model, for the agent whose call was refused last.
 
         Raises:
             ModelError: It could not be connected.
         """
-        try:
-            await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
-        except ModelError as error:
-            if error.refusal is None or not self._is_its_own_models(agent, error.refusal):
-                raise
-            agent = replace(agent, model=None)
-            await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
+        # Whoever has seen to it may have changed the agent.
+        agent = replace(self._find_agent(self._refused_name) or Agent(), model=None)
+        await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
+
+    async def _look_whose_it_is(self, kind: Kind) -> None:
+        """Calls pause if the server's model is refused what an agent's own was."""
+        self._doubted = None
+        with trio.move_on_after(TRY_MODEL_S):
+            try:
+                await self._ask()
+            except ModelError as error:
+                if error.refusal is kind:
+                    self._refused(kind)
+            except Exception:  # nobody's call, and no reason to pause any
+                logger.exception("the model could not be tried by a bug of ours")
 
     async def _try_once(self) -> None:
         pause = self._pause
         with trio.move_on_after(TRY_MODEL_S):
             try:
-                # Whoever has seen to it may have given the agent another model.
-                await self._ask(self._find_agent(self._refused_name) or Agent())
+                await self._ask()
             except ModelError as error:
                 if error.refusal is not None:
                     self._refused(error.refusal)

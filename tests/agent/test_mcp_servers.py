@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from server.agent.mcp_servers import (
     is_too_big,
     read_servers,
 )
-from server.agent.tool import MAX_ERROR, ToolError
+from server.agent.tool import MAX_ERROR, ToolError, tool
 from server.call.toolbox import Toolbox
 from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import make_config
@@ -342,3 +343,31 @@ def test_a_schema_may_have_a_key_of_no_letters():
     schema = connection.tools[0].parameters
     assert "" in schema
     assert "$id" not in schema
+
+
+def test_of_two_servers_whose_tools_come_to_have_one_name_the_first_is_offered():
+    at = {"url": "http://127.0.0.1:1/mcp"}
+    servers = McpServers({"a": _Entry(**at), "a__b": _Entry(**at)})
+    first, second = servers._connections
+    first._offer(None, [McpTool(name="b__c", description="the first", input_schema=ITEM)])  # type: ignore[arg-type]
+    second._offer(None, [McpTool(name="c", description="the second", input_schema=ITEM)])  # type: ignore[arg-type]
+
+    (tool,) = servers.tools
+
+    assert (tool.name, tool.description) == ("a__b__c", "the first")
+
+
+async def test_an_agents_own_function_is_not_replaced_by_a_servers_of_its_name(tmp_path):
+    async def shop__stock() -> str:
+        """Say what there is."""
+        return "ours"
+
+    config = tmp_path / "servers.json"
+    config.write_text(json.dumps({"mcpServers": {"shop": stdio()}}))
+    async with serving(mcp_servers=str(config), mcp_connect_timeout_s=50.0) as server:
+        service = server.service
+        own = replace(service.agent, tools=(tool(shop__stock),))
+        tools = service._with_offered(own).tools
+
+    assert [one.description for one in tools if one.name == "shop__stock"] == ["Say what there is."]
+    assert "shop__picture" in {one.name for one in tools}

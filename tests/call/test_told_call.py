@@ -265,3 +265,24 @@ async def test_by_the_path_the_model_hears_each_turn_from_just_before_it_on_and_
         turn = b"".join(heard[edges[2 * number] + 1 : edges[2 * number + 1]])
         assert whole.find(turn) / 32_000 == pytest.approx(spoke_at - BEFORE_S, abs=0.05)
         assert BEFORE_S + 0.5 < len(turn) / 32_000 < BEFORE_S + 1.1
+
+
+async def test_what_comes_beside_the_path_is_behind_what_that_has_kept(autojump_clock, nursery):
+    service = Changing(True)
+    call = ByPath(
+        agent=Agent(greeting="", turn_end="local"), model=LastingModel(service), patience=QUIET
+    )
+    await call.begin(nursery)
+    call.join()
+    await call.hears(1.0, noise(1.0, 8.0))
+    beside = noise(FRAME_S, 8.0, 5)
+    call.call.hearing._pass_on(beside, trio.current_time())
+    call.said += beside
+    await call.hears(0.5)
+    await call.hears(1.0, noise(1.0, 8.0))
+    call.call.end(EndReason.HUNG_UP)
+
+    (heard,) = service.heard
+    begins, ends = (heard.index(one) for one in (b"begins", b"ends"))
+    turn = b"".join(heard[begins + 1 : ends])
+    assert codec.MulawDecoder(16_000).decode(call.said).find(turn) > 0

@@ -144,7 +144,7 @@ class Recorded(StandIn):
 class Changing:
     """A service whose connections take turns, or not, one after the other."""
 
-    name = "changing"
+    name, key_name = "changing", ""
 
     def __init__(self, *takes_turns: bool) -> None:
         self._takes_turns = list(takes_turns)

@@ -334,9 +334,9 @@ class ModelsOfAnAccount(MemoryModel):
 
 
 OURS, THEIRS = Agent(name="ours"), Agent(name="theirs", model="retired")
-NO_MODEL, NO_PERMISSION, NO_LOCATION = (
+NO_MODEL, NO_PERMISSION, NO_LOCATION, NO_KEY = (
     account_refused(kind, "no", code=1008, reason="no")
-    for kind in (Kind.MODEL, Kind.PERMISSION, Kind.LOCATION)
+    for kind in (Kind.MODEL, Kind.PERMISSION, Kind.LOCATION, Kind.KEY)
 )
 
 
@@ -359,7 +359,7 @@ async def ended(calls: Calls, agent: Agent):
     return call
 
 
-@pytest.mark.parametrize("failure", [NO_MODEL, NO_PERMISSION, NO_LOCATION])
+@pytest.mark.parametrize("failure", [NO_MODEL, NO_PERMISSION, NO_LOCATION, NO_QUOTA])
 async def test_an_agents_own_model_that_is_refused_pauses_nobodys_calls(
     autojump_clock, one_account, failure
 ):
@@ -374,7 +374,7 @@ async def test_an_agents_own_model_that_is_refused_pauses_nobodys_calls(
     )
     told = [line for line in lines if line["event"].startswith("an agent's own model")]
 
-    assert [call.end_reason for call in theirs] == [EndReason.MODEL_REFUSED] * 2
+    assert {call.end_reason for call in theirs} <= {EndReason.MODEL_REFUSED, EndReason.MODEL_QUOTA}
     assert ours.conversation.session.is_ready
     assert not paused(one_account)
     assert counted == 2.0
@@ -391,42 +391,62 @@ async def test_the_servers_own_model_that_is_refused_pauses_all_calls(
     assert paused(one_account)
 
 
-async def test_what_the_account_is_refused_over_an_own_model_pauses_all_until_that_is_taken(
-    autojump_clock, one_account
+@pytest.mark.parametrize("failure", [NO_PERMISSION, NO_QUOTA])
+async def test_what_is_refused_of_the_servers_model_as_of_an_agents_own_pauses_all_calls(
+    autojump_clock, one_account, failure
 ):
-    one_account.model.refused["retired"] = NO_QUOTA
+    one_account.model.refused = {"retired": failure, "memory": failure}
     await ended(one_account, THEIRS)
-    await trio.sleep(70.0)
-    before = paused(one_account)
-    one_account.model.refused.clear()
-    await trio.sleep(130.0)
-
-    assert (before, paused(one_account)) == (True, False)
-    assert one_account.model.agents[-1].model == "retired"
-
-
-@pytest.mark.parametrize("mended", [Agent(name="theirs", model="better"), None])
-async def test_the_try_is_made_with_the_agent_as_it_is_now(autojump_clock, one_account, mended):
-    one_account.model.refused["retired"] = NO_QUOTA
-    await ended(one_account, THEIRS)
-    one_account.roster["theirs"] = mended
-    await trio.sleep(70.0)
-
-    assert not paused(one_account)
-
-
-async def test_a_pause_ends_though_the_model_of_the_agent_it_began_with_is_there_no_more(
-    autojump_clock, one_account
-):
-    one_account.model.refused = {"retired": NO_QUOTA, "memory": NO_QUOTA}
-    await ended(one_account, THEIRS)
-    one_account.model.refused["retired"] = NO_MODEL
+    at_once = paused(one_account)
     await trio.sleep(70.0)
     before = paused(one_account)
     del one_account.model.refused["memory"]
     await trio.sleep(130.0)
 
-    assert (before, paused(one_account)) == (True, False)
+    assert (at_once, before, paused(one_account)) == (True, True, False)
+
+
+async def test_what_is_refused_of_the_servers_model_for_another_reason_pauses_nobodys_calls(
+    autojump_clock, one_account
+):
+    one_account.model.refused = {"retired": NO_QUOTA, "memory": NO_MODEL}
+    await ended(one_account, THEIRS)
+
+    assert not paused(one_account)
+
+
+async def test_a_key_that_is_refused_over_an_own_model_pauses_all_calls(
+    autojump_clock, one_account
+):
+    one_account.model.refused["retired"] = NO_KEY
+    await ended(one_account, THEIRS)
+
+    assert paused(one_account)
+
+
+async def test_the_servers_model_is_tried_once_a_minute_for_an_agents_own_that_is_refused(
+    autojump_clock, one_account
+):
+    one_account.model.refused["retired"] = NO_QUOTA
+    tried = []
+    for _ in range(3):
+        await ended(one_account, THEIRS)
+        tried.append(sum(agent.model is None for agent in one_account.model.agents))
+        await trio.sleep(40.0)
+
+    assert tried == [1, 1, 2]
+
+
+@pytest.mark.parametrize("mended", [Agent(name="theirs", model="better"), None])
+async def test_the_try_is_made_with_the_agent_as_it_is_now(autojump_clock, one_account, mended):
+    one_account.model.refused = {"retired": NO_QUOTA, "memory": NO_QUOTA}
+    await ended(one_account, THEIRS)
+    one_account.roster["theirs"] = mended
+    del one_account.model.refused["memory"]
+    await trio.sleep(70.0)
+
+    assert not paused(one_account)
+    assert one_account.model.agents[-1].name == (mended or Agent()).name
 
 
 # ------------------------------------------------------------------------------------------
