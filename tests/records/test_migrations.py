@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy as sql
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from server.carrier import MAX_CALL_SID_CHARS
 from server.records.database import migrations
@@ -136,3 +136,20 @@ def test_the_last_two_versions_are_the_same_and_programs_of_the_first_can_use_it
 
     assert counted == SCHEMA_VERSION == 7
     assert left == version
+
+
+def test_a_database_that_an_empty_one_replaces_before_it_was_widened_gets_its_tables(
+    server_url, others
+):
+    leave(others, *NARROW)
+    with others.connect() as dump:
+        dump.exec_driver_sql("LOCK TABLE offhook_calls IN ACCESS SHARE MODE")
+        database = opened(server_url)
+    leave(others, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+
+    with pytest.raises(ProgrammingError, match="does not exist"):
+        database.use(lambda: database.page(10, None))
+    page = database.use(lambda: database.page(10, None))
+    database.close()
+
+    assert page == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sql
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
 from server.carrier import MAX_CALL_SID_CHARS
 from server.records.database.tables import calls, events
@@ -21,8 +21,9 @@ TURN_TIMEOUT_S = 2.0
 after it, of other nodes as well, waits behind it."""
 WIDEN_TURN_TIMEOUT_S, WIDEN_AGAIN_S = 0.2, 60.0
 """How long one that is not needed at once may wait, and when it is tried again."""
-_TURN_HAS_NOT_COME = "55P03"
-"""PostgreSQL's ``lock_not_available``."""
+_NEVER = ("42501", "0A000")
+"""The tables are another user's; a view of somebody's shows them (PostgreSQL's ``insufficient_
+privilege`` and ``feature_not_supported``)."""
 
 
 def _nothing_to_change(connection: sql.Connection) -> None:
@@ -104,7 +105,9 @@ class Widening:
     def go_on(self, engine: sql.Engine) -> None:
         """Do it if it is not done, and nobody uses the tables for long at this moment."""
         if (now := time.monotonic()) >= self._next_at:
-            self._next_at = inf if _widen(engine) else now + WIDEN_AGAIN_S
+            self._next_at = now + WIDEN_AGAIN_S  # whatever comes of it
+            if _widen(engine):
+                self._next_at = inf
 
 
 def _widen(engine: sql.Engine) -> bool:
@@ -120,13 +123,14 @@ def _widen(engine: sql.Engine) -> bool:
                     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {wait_ms}")
                     wide = f"ALTER COLUMN call_sid TYPE VARCHAR({MAX_CALL_SID_CHARS})"
                     connection.exec_driver_sql(f"ALTER TABLE {table.name} {wide}")
+    except NoSuchTableError:
+        return False  # another database has come in the place of ours: whoever uses it finds out
     except DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None)
         if error.connection_invalidated or state is None:
             raise
-        if state == _TURN_HAS_NOT_COME:
-            return False
-        # Such as that a view of somebody's shows them, or that the tables are another user's.
+        if state not in _NEVER:
+            return False  # it is not our turn, or nothing can be written there for now
         logger.warning("the database has no room for calls' longest names", sqlstate=state)
     return True
 
