@@ -25,6 +25,8 @@ CUT_SLACK_S = 1.0
 """How much later than it says a model may have interrupted: its clock is read after that."""
 SLACK_S = 4.0
 """How long after a turn was to be over it may still be on its way to the ear."""
+STILL_S = 0.5
+"""Who hears the agent until so shortly before they hang up has not lost what was behind that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +186,11 @@ def _judge_agent(
             since, until = times_of(gap, times) if lost > 0 else (0.0, 0.0)
             if lost > 0 and _is_owed(one, cuts, until):
                 seen.losses.append(Loss(one.way, lost, since, until))
-        # What is not heard at the end was not due yet, unless it was said long ago.
+        # What is not heard at the end was not due yet, unless it was said long ago, and nothing
+        # that was held up was still being heard.
         due = one.said_at + one.frames * FRAME_S + SLACK_S
-        if end > position and due < seen.ended and _is_owed(one, cuts, seen.ended):
+        is_due = due < seen.ended and heard_until < seen.ended - STILL_S
+        if end > position and is_due and _is_owed(one, cuts, seen.ended):
             until = max(due, heard_until + CUT_SLACK_S)
             seen.losses.append(Loss(one.way, end - max(position, start), one.said_at, until))
     for position, frames in found.pauses:

@@ -371,6 +371,22 @@ def test_what_was_held_up_and_is_cut_in_the_end_is_lost_when_it_is_cut():
     assert loss.since <= 19.4 <= loss.until
 
 
+def test_what_was_held_up_is_not_lost_while_what_is_before_it_is_heard():
+    """The caller hangs up in the middle of it."""
+    spoken = levels_of(1, 200)
+    moments = [(11.0, "says 1"), (11.5, "completes")]
+
+    seen = judge_call(
+        said=b"",
+        heard=(spoken[:150], times(150, GOOD.ended - 3.2)),
+        sessions=[SessionSeen(b"", times(0), moments)],
+        frames_of={"1": 200},
+        **facts(),
+    )
+
+    assert seen.losses == []
+
+
 def test_a_caller_s_frames_that_did_not_arrive_are_lost_when_they_were_due():
     said = levels_of(7, 500)
 
