@@ -546,8 +546,9 @@ async def test_a_call_that_still_rings_has_nobody_to_say_goodbye_to(autojump_clo
     assert not any(Agent().farewell in text for _, text in ringing.session.texts)
 
 
-async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, autojump_clock):
-    rig = Rig(
+def rig_of_two_minutes() -> Rig:
+    """A call whose third minute would cost more than it may."""
+    return Rig(
         prices=Prices(carrier_minute_usd=0.1),
         max_cost_usd=0.25,
         farewell_timeout_s=10.0,
@@ -555,6 +556,10 @@ async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, aut
         agent=Agent(greeting=""),
         patience=Patience(silence_timeout_s=0.0),
     )
+
+
+async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, autojump_clock):
+    rig = rig_of_two_minutes()
     nursery.start_soon(rig.call.run)
     await trio.sleep(100.0)  # ringing costs nothing
     nursery.start_soon(rig.call.serve, rig.media, rig.media.start())
@@ -573,14 +578,7 @@ async def test_a_call_says_goodbye_before_it_costs_more_than_it_may(nursery, aut
 async def test_a_goodbye_of_the_agents_own_takes_a_call_no_further_than_it_may_cost(
     nursery, autojump_clock, interrupts
 ):
-    rig = Rig(
-        prices=Prices(carrier_minute_usd=0.1),
-        max_cost_usd=0.25,
-        farewell_timeout_s=10.0,
-        media_timeout_s=1_000.0,
-        agent=Agent(greeting=""),
-        patience=Patience(silence_timeout_s=0.0),
-    )
+    rig = rig_of_two_minutes()
     await rig.begin(nursery)
     await trio.sleep(80.0)
     rig.call.hang_up_when_heard()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import sqlalchemy as sql
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -64,6 +67,14 @@ def leave(others: sql.Engine, *statements: str) -> None:
             connection.exec_driver_sql(statement)
 
 
+@contextmanager
+def dumped(others: sql.Engine) -> Iterator[None]:
+    """Somebody reads the calls for long, as ``pg_dump`` does."""
+    with others.connect() as dump:
+        dump.exec_driver_sql("LOCK TABLE offhook_calls IN ACCESS SHARE MODE")
+        yield
+
+
 def widths(others: sql.Engine) -> list[int | None]:
     with others.connect() as connection:
         return list(
@@ -79,8 +90,7 @@ def test_a_database_is_opened_beside_a_dump_and_gets_room_for_long_names_after_i
 ):
     leave(others, *NARROW)
 
-    with others.connect() as dump:
-        dump.exec_driver_sql("LOCK TABLE offhook_calls IN ACCESS SHARE MODE")
+    with dumped(others):
         database = opened(server_url)
         page = database.use(lambda: database.page(10, None))
         during = widths(others)
@@ -98,8 +108,7 @@ def test_a_change_that_is_needed_waits_for_a_dump_for_a_moment_and_is_made_after
 ):
     leave(others, *OF_VERSION_6)
 
-    with others.connect() as dump:
-        dump.exec_driver_sql("LOCK TABLE offhook_calls IN ACCESS SHARE MODE")
+    with dumped(others):
         database = Database(database_url(server_url))
         with pytest.raises(OperationalError, match="lock timeout"):
             database.use(database.open)
@@ -142,8 +151,7 @@ def test_a_database_that_an_empty_one_replaces_before_it_was_widened_gets_its_ta
     server_url, others
 ):
     leave(others, *NARROW)
-    with others.connect() as dump:
-        dump.exec_driver_sql("LOCK TABLE offhook_calls IN ACCESS SHARE MODE")
+    with dumped(others):
         database = opened(server_url)
     leave(others, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
 

@@ -19,6 +19,7 @@ import trio
 from msgspec import Meta, Struct
 from websockets.trio.client import connect
 
+from server.carrier.patience import timeouts
 from server.errors import CarrierError, ConfigurationError
 
 logger = structlog.get_logger(__name__)
@@ -225,10 +226,7 @@ class Ari:
 
     async def _ask(self, request: httpx2.Request) -> tuple[int, bytes]:
         """Make a request, and say what goes wrong on the way as a :class:`CarrierError`."""
-        # The rest is left for the answer: else nobody knows that a request has not left.
-        unsent_s = self._timeout_s / 3
-        timeout = httpx2.Timeout(self._timeout_s, connect=unsent_s, pool=unsent_s)
-        request.extensions = {"timeout": timeout.as_dict()}
+        request.extensions = {"timeout": timeouts(self._timeout_s)}
         try:
             with trio.fail_after(self._timeout_s):
                 answer = await self._pool.handle_async_request(request)

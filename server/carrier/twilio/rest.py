@@ -24,6 +24,7 @@ from twilio.http.response import Response
 from twilio.rest import Client
 
 from server.carrier import CallStatus, PlacedCall, StatusUpdate
+from server.carrier.patience import timeouts
 from server.carrier.protocol import UNREADABLE
 from server.carrier.twilio.documents import dial_twiml, say_twiml
 from server.carrier.twilio.numbers import TwilioNumbers
@@ -59,10 +60,7 @@ class _TrioHttp(AsyncHttpClient):
     ) -> None:
         super().__init__(logging.getLogger(__name__), is_async=True)
         self._pool = pool
-        # The rest is left for the answer: else nobody knows that a request has not left.
-        unsent_s = timeout_s / 3
-        timeout = httpx2.Timeout(timeout_s, connect=unsent_s, pool=unsent_s)
-        self._extensions = {"timeout": timeout.as_dict()}
+        self._extensions = {"timeout": timeouts(timeout_s)}
         self._on_wait = on_wait
 
     async def request(  # type: ignore[override]  # as the package's own async client does
