@@ -436,7 +436,9 @@ class Recordings:
                 with suppress(IndexError):  # else a thread has begun, and does all of it
                     self._left += untouched.pop()
                 raise
-        for recorder, *_ in work:
+        if patience.cancelled_caught:
+            self._left.clear()  # no thread has begun; of what is given up nothing is written later
+        for recorder in dict.fromkeys(recorder for recorder, *_ in work):
             error = failures.get(recorder)
             reason = _reason_of(error, is_slow=patience.cancelled_caught)
             if reason is not None:

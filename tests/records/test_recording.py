@@ -461,6 +461,36 @@ async def test_a_disk_that_hangs_ends_the_recordings_and_nobody_waits(tmp_path, 
     assert recorder.stopped == "disk-too-slow"
 
 
+async def test_while_a_disk_hangs_each_recording_is_left_once_however_often_it_is_tried(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(recording, "MAX_BUFFER_S", 0.05)
+    goes_on = threading.Event()
+    monkeypatch.setattr(recording._WavFile, "append", lambda *_: goes_on.wait(60.0))
+    recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
+    left: list[int] = []
+    try:
+        with trio.fail_after(60):
+            for number in range(4):
+                recorder = recordings.begin(f"CA{number:032}", trio.current_time() - 1.0)
+                recorder.caller(seconds(1, 1.0), 0, trio.current_time())
+                recordings.end(recorder, trio.current_time())
+                await recordings._write()
+                left.append(len(recordings._left))
+            unwritten = sum(len(caller) for _, caller, _, _ in recordings._left)
+    finally:
+        goes_on.set()
+    with trio.fail_after(60):
+        async with recordings._writer:  # the thread is through with what it had
+            pass
+        await recordings._write()
+
+    assert left == [1, 2, 3, 4]
+    assert unwritten == 0  # nobody waits for it any more
+    assert (recordings._left, recordings._files) == ([], {})
+    assert recorder.stopped == "disk-too-slow"
+
+
 async def test_a_stop_while_the_last_of_a_recording_is_written_leaves_it_whole(
     tmp_path, monkeypatch
 ):
