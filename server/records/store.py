@@ -22,7 +22,12 @@ from server.pace import Backoff
 from server.records.aside import Aside, read_lines
 from server.records.database.connecting import OPEN_TIMEOUT_S
 from server.records.database.database import Database, Refused
-from server.records.database.errors import THEIRS, DatabaseClosed, SchemaTooNew
+from server.records.database.errors import (
+    THEIRS,
+    DatabaseClosed,
+    DatabaseHangs,
+    SchemaTooNew,
+)
 from server.records.database.tables import KEPT_AT, SINCE, SUMMARY, fitted
 from server.records.database.url import check_database, database_url
 from server.records.outbox import Outbox, OutboxEvent
@@ -51,6 +56,9 @@ RETRY_S = (0.5, 30.0)
 """The first and the longest pause before trying again."""
 LAST_RETRY_S = (0.1, 1.0)
 """The same while the server stops."""
+WRITE_TIMEOUT_S = 60.0
+"""How long what is written or deleted at once may take: a database that hangs, be it one of a
+network that is there, says nothing. Its statements have 10 s, and a batch has few."""
 REQUEST_TIMEOUT_S = 1.0
 """How long a request with an ``Idempotency-Key`` may wait for the database, each time."""
 SWEEP_EVERY_S = 3_600.0
@@ -546,12 +554,15 @@ class Records:
     async def _in_thread(self, function: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         # Abandoned on a cancellation: a server that stops does not wait for a hanging database.
         # One in memory cannot hang, and its only connection must not be closed under a thread.
-        return await trio.to_thread.run_sync(
-            self._database.use,
-            function,
-            abandon_on_cancel=self._database.is_shared,
-            limiter=limiter,
-        )
+        may_hang = self._database.is_shared
+        # A thread that is abandoned keeps its place until the database goes on; it may then write
+        # what was put aside meanwhile. Who takes that up sees it: events by ids, records by when.
+        is_timed = may_hang and limiter is self._writing
+        with trio.move_on_after(WRITE_TIMEOUT_S if is_timed else math.inf):
+            return await trio.to_thread.run_sync(
+                self._database.use, function, abandon_on_cancel=may_hang, limiter=limiter
+            )
+        raise DatabaseHangs("the database does not answer")
 
     def _failed(self, what: str, error: Exception) -> None:
         self._metrics.records.failures.labels(what).inc()

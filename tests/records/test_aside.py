@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -758,6 +759,84 @@ async def test_a_failover_to_a_standby_is_waited_out(postgresql_url):
             await records.wait_saved()
         assert await records.get(sid(2)) == record(2)
     engine.dispose()
+
+
+def send_to_backends(engine: sql.Engine, signal_: signal.Signals) -> list[int]:
+    """Signal every process of PostgreSQL's that serves one of the server's connections."""
+    others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    with engine.connect() as connection:
+        pids = connection.exec_driver_sql(f"SELECT pid FROM pg_stat_activity WHERE {others}").all()
+    for [pid] in pids:
+        os.kill(pid, signal_)
+    return [pid for [pid] in pids]
+
+
+async def test_what_a_database_that_stands_still_does_not_take_goes_to_a_file_and_back_once(
+    url_of_postgresql, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 4)
+    engine = sql.create_engine(url_of_postgresql.replace("postgresql:", "postgresql+psycopg:"))
+    async with running(url_of_postgresql, aside=tmp_path) as records:
+        records.keep(record(99))
+        with trio.fail_after(60):
+            await records.wait_saved()
+        await until(lambda: records._sweep_at > trio.current_time())
+        monkeypatch.setattr(store_module, "WRITE_TIMEOUT_S", 0.2)
+        with structlog.testing.capture_logs() as logged:
+            pids = send_to_backends(engine, signal.SIGSTOP)
+            try:
+                for number in range(3):
+                    records.tell(started(sid(number)))
+                    records.keep(record(number, status="in-progress"))
+                await until(lambda: not records._unsaved and not records._told)
+                made = files(tmp_path)
+                records.keep(record(1))  # a newer one than the thread has that was left to itself
+            finally:
+                monkeypatch.setattr(store_module, "WRITE_TIMEOUT_S", 60.0)
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
+            await until(lambda: not records._unsaved and not files(tmp_path))
+            await records.wait_saved()
+            kept = [await records.get(sid(number)) for number in range(3)]
+            waiting = await records.with_outbox(lambda outbox: outbox.waiting())
+    engine.dispose()
+    failed = [entry for entry in logged if entry["event"].startswith("database fails")]
+
+    assert pids
+    assert len(made) == 1
+    assert [one["status"] for one in kept] == ["in-progress", "completed", "in-progress"]
+    assert waiting.waiting == 3
+    assert [(one["error"], one["exc_info"]) for one in failed] == [
+        ("the database does not answer", False)
+    ]
+
+
+async def test_a_piece_that_a_hanging_database_does_not_delete_holds_up_no_record(
+    file_url, monkeypatch
+):
+    monkeypatch.setattr(store_module, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 2)
+    began, goes_on = trio.Event(), threading.Event()
+
+    def hang(*_: object) -> int:
+        trio.from_thread.run_sync(began.set)
+        goes_on.wait(60.0)
+        return 0
+
+    monkeypatch.setattr(Database, "delete_requests_before", hang)
+    async with running(file_url) as records:
+        with trio.fail_after(60):
+            await began.wait()
+        for number in range(2):
+            records.keep(record(number))
+        await until(lambda: not records._unsaved)
+        goes_on.set()
+        monkeypatch.setattr(store_module, "WRITE_TIMEOUT_S", 60.0)
+        await until(lambda: records._sweep_at > trio.current_time())
+        page = await records.page(10, None)
+
+    assert len(page) == 2
+    assert failures(records, "given-up") == 0
 
 
 async def test_what_a_hanging_database_does_not_take_at_a_stop_goes_to_a_file(

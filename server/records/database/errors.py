@@ -19,6 +19,10 @@ class DatabaseClosed(SQLAlchemyError):
     """The server stops, and the database was closed before."""
 
 
+class DatabaseHangs(SQLAlchemyError):
+    """The database has said nothing for too long; what it was asked for, it may do yet."""
+
+
 class SchemaTooNew(ServerError):
     """The database was written by a later version of this program."""
 
