@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import ssl
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import pytest
@@ -15,15 +18,16 @@ from trio.testing import wait_all_tasks_blocked
 from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
 from server.cluster.redis.answers import anything
-from server.cluster.redis.connection import Connection
+from server.cluster.redis.connection import Connection, open_connection, tls_context
 from server.cluster.redis.ours import MAX_KEPT_BYTES
 from server.cluster.redis.scripts import _LEAVE as LEAVE
 from server.cluster.redis.scripts import _PUT as PUT
-from server.cluster.redis.scripts import MEMBERS_TTL_S
+from server.cluster.redis.scripts import MEMBERS_TTL_S, Step
 from server.cluster.redis.writing import MAX_WRITES
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
+from server.settings.cluster import RegistryAddress
 from server.settings.settings import Settings
 from tests.support.nodes import Talk
 from tests.support.redis_servers import (
@@ -34,6 +38,7 @@ from tests.support.redis_servers import (
     surely,
     until,
 )
+from tests.support.tls_peers import authority_in
 
 pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
 TRIES = 1_000
@@ -783,3 +788,51 @@ async def test_the_settings_make_a_registry(redis):
         assert counted.get_sample_value("offhook_registry_away") == 0.0
         assert counted.get_sample_value("offhook_registry_changes_total", {"event": "back"}) == 1.0
         nursery.cancel_scope.cancel("the test is over")
+
+
+# ------------------------------------------------------------------------------------------
+# TLS
+
+
+def contexts() -> int:
+    """How many are in memory, garbage that has not been collected as well."""
+    return sum(isinstance(each, ssl.SSLContext) for each in gc.get_objects())
+
+
+async def test_attempts_at_a_server_that_has_no_tls_cost_one_context(tmp_path, nursery):
+    async def hang_up(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.receive_some()
+
+    (listener,) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
+    place = listener.socket.getsockname()
+    ca = str(authority_in(tmp_path).file)
+    address = RegistryAddress("server", (place,), tls=True, ca=ca)
+    gc.collect()
+    before = contexts()
+    gc.disable()  # as while there are calls
+    try:
+        for _ in range(3):
+            with pytest.raises(ExceptionGroup):
+                async with open_connection(address, 5.0) as connection:
+                    await connection.ask(Step("return 1", "offhook:check"))
+        after = contexts()
+    finally:
+        gc.enable()
+
+    assert after - before <= 1
+
+
+def test_authorities_are_read_again_when_their_file_has_changed(tmp_path):
+    (tmp_path / "other").mkdir()
+    first, other = authority_in(tmp_path), authority_in(tmp_path / "other")
+    ca = str(first.file)
+    old = tls_context(ca)
+    same = tls_context(ca)
+
+    other.file.replace(ca)
+    os.utime(ca, ns=(1, 1))
+    new = tls_context(ca)
+
+    assert same is old
+    assert new.get_ca_certs() != old.get_ca_certs()

@@ -10,7 +10,8 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -110,6 +111,23 @@ async def _knock(address: RegistryAddress, timeout_s: float) -> None:
                 return
 
 
+def tls_context(ca: str | None) -> ssl.SSLContext:
+    """What servers are checked with: made once, and again when the authorities' file has changed.
+
+    What coredis makes of a connection that fails is garbage as well, and has this in it. Blocks, to
+    read certificates: that takes tens of milliseconds, which calls would hear.
+
+    Args:
+        ca: The file; None for the system's authorities.
+    """
+    return _context_of(ca, 0 if ca is None else Path(ca).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _context_of(ca: str | None, changed_at_ns: int) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca)
+
+
 @asynccontextmanager
 async def open_connection(address: RegistryAddress, timeout_s: float) -> AsyncGenerator[Connection]:
     """Open a client; when its connections fail, the block ends with a group of what befell them."""
@@ -124,9 +142,7 @@ async def open_connection(address: RegistryAddress, timeout_s: float) -> AsyncGe
         "password": address.password,
         "max_connections": MAX_CONNECTIONS,
     }
-    make_context = partial(ssl.create_default_context, cafile=address.ca)
-    # Reading the certificates takes tens of milliseconds, which calls would hear.
-    context = await trio.to_thread.run_sync(make_context) if address.tls else None
+    context = await trio.to_thread.run_sync(tls_context, address.ca) if address.tls else None
     locations = [TCPLocation(host, port) for host, port in address.hosts]
     match address.kind:
         case "unix":
