@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import trio
@@ -490,7 +491,9 @@ async def test_nothing_is_left_but_what_ends_by_itself(redis):
         await first.end_request("shop", "key")
 
     keys = redis.keys()
-    dial = keys.pop("offhook:dial:AC1", 0)
+    dial = max(
+        keys.pop(key, 0) for key in ("offhook:dial:AC1", "offhook:dial-at:{offhook:dial:AC1}")
+    )
     assert set(keys) == {f"offhook:{{CA{number}}}" for number in range(120)}
     assert all(0 < ttl <= 900 for ttl in keys.values())
     assert dial < 2
@@ -559,6 +562,40 @@ async def test_a_turn_to_dial_that_would_come_too_late_is_not_taken(three):
 
     assert 0 < wait_s <= 100.0
     assert await three[0].dial_turn("AC2", 0.01, 0.0) == 0.0
+
+
+def put_back(redis, by_s: float, *keys: str) -> None:
+    """Do to what stands in the registry what its clock does that is put back."""
+    for key in keys:
+        written_us = int(redis.ask("GET", key).split()[1])
+        redis.ask("SET", key, str(written_us + round(by_s * 1e6)))
+
+
+@pytest.mark.parametrize("would_come_too_late", [False, True])
+async def test_turns_come_as_before_after_the_clock_of_redis_was_put_back(
+    redis, three, would_come_too_late
+):
+    for _ in range(3):
+        await three[0].dial_turn("AC1", 0.1, 600.0)
+
+    put_back(redis, 3_600.0, "offhook:dial:AC1", "offhook:dial-at:{offhook:dial:AC1}")
+    if would_come_too_late:
+        assert await three[1].dial_turn("AC1", 0.1, 1.0) is None
+    waits = [await each.dial_turn("AC1", 0.1, 600.0) for each in three]
+
+    # After the three that were taken: what time has passed is not what the clock says.
+    assert 0 < waits[0] <= 30.0
+    assert [after - before for before, after in pairwise(waits)] == pytest.approx([10.0] * 2, abs=5)
+
+
+async def test_a_turn_that_an_older_program_has_written_is_taken_as_it_is(redis, three):
+    await three[0].dial_turn("AC1", 0.1, 600.0)
+    written_us = int(redis.ask("GET", "offhook:dial:AC1").split()[1])
+    redis.ask("DEL", "offhook:dial-at:{offhook:dial:AC1}")
+    redis.ask("SET", "offhook:dial:AC1", str(written_us + 20_000_000))
+
+    assert 10.0 < await three[1].dial_turn("AC1", 0.1, 600.0) <= 30.0
+    assert redis.ask("GET", "offhook:dial:AC1").split()[1].isdigit()
 
 
 async def test_a_request_is_worked_on_by_one_process(three):

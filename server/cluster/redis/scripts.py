@@ -1,10 +1,10 @@
 """What is asked of Redis, as scripts: each is one step that nobody else comes between.
 
-A script touches the keys of one call, or those of the members (which share a hash tag), so that
-each works in a cluster of many shards, too; elsewhere the states of many calls are one step. They
-are sent whole (``EVAL``): one that a server has forgotten, because it was restarted, is then no
-special case. A call is a hash: ``n`` its member, ``g`` its generation, ``s`` its sealed state,
-``x`` the attempt that seized it, ``o`` once it is over.
+A script touches the keys of one call, or those of the members or of an account (which share a hash
+tag), so that each works in a cluster of many shards, too; elsewhere the states of many calls are
+one step. They are sent whole (``EVAL``): one that a server has forgotten, because it was restarted,
+is then no special case. A call is a hash: ``n`` its member, ``g`` its generation, ``s`` its sealed
+state, ``x`` the attempt that seized it, ``o`` once it is over.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Step(msgspec.Struct, frozen=True):
     key: str
     words: tuple[Word, ...] = ()
     also: tuple[str, ...] = ()
-    """Further keys, of other calls."""
+    """Further keys, of other calls or on the same shard."""
 
     @property
     def keys(self) -> list[str]:
@@ -158,14 +158,24 @@ local begun = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
 redis.call('HSET', KEYS[1], '', begun)
 return begun
 """
-# The generic cell rate algorithm: when the next turn is, in microseconds of Redis's clock.
+# The generic cell rate algorithm: when the next turn is, in microseconds of Redis's clock. That may
+# be put back, by whoever sets it or by a replica that takes over; then the turn is, too. When it
+# was written stands in a key of its own: programs from before read and write a turn alone.
 _TURN = """
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
-local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), now)
-if turn - now > tonumber(ARGV[2]) then return -1 end
-local after = turn + tonumber(ARGV[1])
-redis.call('SET', KEYS[1], string.format('%.0f', after), 'PX', math.ceil((after - now) / 1000) + 1)
+local put_back = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) - now, 0)
+local turn = math.max(tonumber(redis.call('GET', KEYS[1]) or 0) - put_back, now)
+local function keep(turn)
+  local px = math.ceil((turn - now) / 1000) + 1
+  redis.call('SET', KEYS[1], string.format('%.0f', turn), 'PX', px)
+  redis.call('SET', KEYS[2], string.format('%.0f', now), 'PX', px)
+end
+if turn - now > tonumber(ARGV[2]) then
+  if put_back > 0 then keep(turn) end
+  return -1
+end
+keep(turn + tonumber(ARGV[1]))
 return turn - now
 """
 _BEGIN = """
@@ -285,7 +295,9 @@ class Steps:
         """Take an account's next turn: tells in how many microseconds it is, or -1."""
         every_us = int(min(every_s, MAX_TURN_S) * 1e6)
         max_wait_us = int(min(max(max_wait_s, 0.0), MAX_TURN_S) * 1e6)
-        return Step(_TURN, f"{self._prefix}dial:{account}", (every_us, max_wait_us))
+        key = f"{self._prefix}dial:{account}"
+        also = f"{self._prefix}dial-at:{{{key}}}"  # by its hash tag on the same shard
+        return Step(_TURN, key, (every_us, max_wait_us), (also,))
 
     def begin(self, client: str, key: str, tag: bytes, fingerprint: bytes) -> Step:
         """Say that a request is worked on, unless somebody of another tag does: tells both."""
