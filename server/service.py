@@ -517,6 +517,7 @@ class Service:
             keep=several.keep if several else None,
             find_agent=self.find_agent,
             voices=self._voices,
+            wall_time=self.cluster.peers.wall_time,
         )
         return Calls(
             carrier=accounts.carrier,

@@ -202,6 +202,7 @@ class Call:
                 handover=self.handover,
                 farewell=self.farewell,
                 machine=self._machine,
+                wall_time=self.ownership.wall_time(),
             )
             if ends_at is not None:
                 self._time_limit.deadline = ends_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class CallMaker:
         keep: What :meth:`server.cluster.registry.Registry.keep` is; None if nobody wants it.
         find_agent: The agent of this name, as it is now; None if there is none.
         voices: Tells voices from noise; None where nobody does.
+        wall_time: The time as all machines have it.
     """
 
     model: Model
@@ -75,6 +77,7 @@ class CallMaker:
     keep: Keep | None = None
     find_agent: Callable[[str], Agent | None] = lambda name: None
     voices: Judge | None = None
+    wall_time: Callable[[], float] = lambda: time.time()
     _lateness: Lateness = field(default_factory=Lateness)
 
     def make(
@@ -115,7 +118,12 @@ class CallMaker:
             recordings=self.recordings if agent.is_recorded else None,
             metadata=metadata,
             ownership=Ownership(
-                generation, client, self.is_current, self.keep, has_carried=state is None
+                generation,
+                client,
+                self.is_current,
+                self.keep,
+                has_carried=state is None,
+                wall_time=self.wall_time,
             ),
             state=state,
         )

@@ -400,6 +400,31 @@ async def test_turns_are_told_of_once_and_numbered_on_by_who_takes_a_call_over(
     assert list(told.turns.values()) == after
 
 
+@pytest.mark.parametrize("ahead_s", [-7_200.0, 7_200.0])
+async def test_what_is_left_of_a_call_is_as_long_on_a_machine_whose_clock_is_another(
+    autojump_clock, nursery, monkeypatch, ahead_s
+):
+    shared = time.time  # the registry's, which all know
+    async with two(nursery, wall_time=lambda: shared()) as (_, first, second):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        ends_at, answered_at = call._time_limit.deadline, call.conversation.answered_at
+        await first.die()
+        monkeypatch.setattr(time, "time", lambda: shared() + ahead_s)
+        taken = second.take_up(AGENT)
+        await wait_all_tasks_blocked()
+        left = taken._time_limit.deadline, taken.conversation.answered_at
+        gap_s = next(
+            line["gap_s"] for line in taken.record().as_dict()["timeline"] if "gap_s" in line
+        )
+        taken.end(EndReason.HUNG_UP)
+        await taken.finished.wait()
+
+    assert left == (pytest.approx(ends_at, abs=0.01), pytest.approx(answered_at, abs=0.01))
+    assert gap_s == pytest.approx(0.0, abs=1.0)
+    assert taken.report.created_at == pytest.approx(call.report.created_at, abs=0.001)
+
+
 async def test_a_call_goes_on_where_its_process_has_left_it(autojump_clock, nursery):
     async with two(nursery) as (_, first, second):
         call, media = await on_the_line(first, nursery, AGENT, metadata={"order": "17"})

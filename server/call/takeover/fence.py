@@ -6,6 +6,7 @@ cannot be undone is therefore asked for first.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
@@ -62,6 +63,7 @@ class Ownership:
             taken up, and was over by then, whoever talked with the caller knows better.
         hastes: How often something was kept in haste, which is there once it is said after that
             whose the call is.
+        wall_time: The time as all who may have the call have it: what is kept is told by it.
     """
 
     generation: int = 1
@@ -70,6 +72,7 @@ class Ownership:
     keep: Keep | None = None
     has_carried: bool = True
     hastes: int = 0
+    wall_time: Callable[[], float] = lambda: time.time()
 
 
 class NotOurs(CarrierError):

@@ -99,24 +99,36 @@ def go_on(
     handover: Handover,
     farewell: Farewell,
     machine: Machine | None,
+    wall_time: float,
 ) -> float | None:
     """Put a new call where another process has left it: its line is lost, and may come back.
+
+    Args:
+        c: The new call.
+        state: As it was left.
+        progress: How far the call has come.
+        report: When it began, and what it costs.
+        handover: Whether the carrier has the caller.
+        farewell: Whether the agent has hung up.
+        machine: Who has answered; None for a call that does nothing about machines.
+        wall_time: The time as all who may have the call have it.
 
     Returns:
         Until when it may last at the longest; None if it has not been answered.
     """
-    now, wall = trio.current_time(), time.time()
+    now = trio.current_time()
 
-    def at(wall_time: float) -> float:
+    def at(then: float, wall: float = wall_time) -> float:
         """When something was, which cannot be later than now, whatever the clocks say."""
-        return now - max(0.0, wall - wall_time)
+        return now - max(0.0, wall - then)
 
     notes = c.notes
     progress.go_on(state.status, state.sequence_number)
     if state.status.is_final:  # and its process was gone before it could end it
         c.end(EndReason.of_status(state.status))
     report.created_at, report.traceparent = state.created_at, state.traceparent
-    notes.began_at = at(state.created_at)
+    # By the clock of the machine where it began, as that is in the record.
+    notes.began_at = at(state.created_at, time.time())
     gap_s = round(now - at(state.kept_at), 3)
     taken_up = "taken up from another process"  # whoever has the line, it was lost
     notes.note_trouble(taken_up, gap_s=gap_s, generation=report.generation)
@@ -151,7 +163,7 @@ def go_on(
     notes.timings.answer_to_first_audio_s = state.first_audio_s
     c.answered_at = at(state.answered_at)
     report.answered()
-    ends_at = now + max(0.0, state.ends_at - wall)
+    ends_at = now + max(0.0, state.ends_at - wall_time)
     c.turns.answered(now, ends_at=ends_at)
     c.opening.answered(now)
     if state.greeted:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -145,7 +144,7 @@ class Keeping:
             StateTooLong: It is beyond all bounds.
         """
         self._fix()
-        return self._writer.write(self._moving(trio.current_time(), time.time()))
+        return self._writer.write(self._moving(trio.current_time(), self._ownership.wall_time()))
 
     def _fix(self) -> None:
         """Write down what hardly ever changes, if it has."""

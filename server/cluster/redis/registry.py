@@ -196,9 +196,11 @@ class RedisRegistry:
         if self._steps.is_sharded:
             self._writing.say_some_again(beat_every_s(self._lease_s))
         step, told = self._members.beat(trio.current_time())
+        asked_at = time.time()
         (answer,) = await self._writing.write(connection, step)
-        heard = answers.heard(answer)
-        self.ahead_s = heard.now_ms / 1000 - time.time()
+        heard, heard_at = answers.heard(answer), time.time()
+        if heard_at - asked_at < self._timeout_s:  # else we were held up, and it is old
+            self.ahead_s = heard.now_ms / 1000 - heard_at
         is_lost = self._members.heard(heard, told, trio.current_time())
         if self._writing.has_forgotten and not is_lost:  # a shard has, where no beats are
             begun = answers.begun(await connection.ask(self._steps.begin_anew()))
