@@ -7,6 +7,7 @@ import io
 import json
 import threading
 
+import httpx2
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
@@ -14,7 +15,9 @@ from prometheus_client import CollectorRegistry
 from server.metrics import Metrics
 from server.records.store import Records
 from server.records.words import Wanted
+from server.switchboard.register import Page
 from server.web import calls_api
+from server.web.elsewhere import Elsewhere
 from server.web.kept import exports
 from tests.support.databases import postgresql
 from tests.support.serving import serving
@@ -244,6 +247,35 @@ async def test_a_long_page_says_what_a_short_one_does_and_holds_no_call_up(monke
     assert answer.headers["content-type"] == "application/json"
     assert [row["detail"] for row in rows] == ["ñandú"] * min(limit, 5)
     assert (threading.current_thread() in threads) == (limit == 2)
+
+
+def answer_of(*numbers: int) -> httpx2.Response:
+    """What another process knows, as it answers."""
+    calls = [record(number) for number in numbers]
+    return httpx2.Response(200, json={"calls": calls, "next": None, "complete": True})
+
+
+@pytest.mark.parametrize(("limit", "is_beside"), [(100, False), (101, True)])
+async def test_long_pages_of_several_processes_are_joined_beside_the_loop(
+    monkeypatch, limit, is_beside
+):
+    threads: list[threading.Thread] = []
+    joined = Page.joined
+
+    def noted(page: Page, other: Page, limit: int) -> Page:
+        threads.append(threading.current_thread())
+        return joined(page, other, limit)
+
+    async def of_all_machines(_: Elsewhere) -> tuple[list[httpx2.Response], bool]:
+        return [answer_of(3, 1), answer_of(2)], True
+
+    monkeypatch.setattr(Page, "joined", noted)
+    monkeypatch.setattr(Elsewhere, "of_all_machines", of_all_machines)
+    async with serving() as server:
+        answer = (await server.http.get(f"/calls?limit={limit}")).json()
+
+    assert [each["duration_s"] for each in answer["calls"]] == [3.0, 2.0, 1.0]
+    assert [each is not threading.current_thread() for each in threads] == [is_beside] * 2
 
 
 @pytest.mark.parametrize(
