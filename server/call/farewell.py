@@ -16,6 +16,7 @@ from server.call.handover import Handover
 from server.call.report.report import Report
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import NEVER
+from server.dialogue.turns import caller_until
 
 COST_CHECK_S = 1.0
 PAUSE_S = 1.5
@@ -134,15 +135,19 @@ class Farewell:
         return c.agent_turn > turn and c.is_heard_out
 
     async def _comes_true(self, predicate: Callable[[], bool]) -> bool:
-        """Wait for something; False if that takes too long with nothing of the agent's heard."""
+        """Wait for something; False if that takes too long with nothing of the agent's heard, and
+        nothing of the caller's that it has to answer."""
         c = self._conversation
         heard_until = trio.current_time()
         while not predicate():
             changed = c.changed.next()
             now = trio.current_time()
+            agent_until = c.playout.audible_until(now)
             if c.line is not None:
-                heard_until = max(heard_until, c.playout.audible_until(now))
-            give_up_at = heard_until + c.options.farewell_timeout_s
+                heard_until = max(heard_until, agent_until)
+            # Not kept: what is taken for speech may turn out to be too short to be answered.
+            said_until = caller_until(c.turns, now, agent_until)
+            give_up_at = max(heard_until, said_until) + c.options.farewell_timeout_s
             if now >= give_up_at:
                 return False
             with trio.move_on_at(give_up_at):

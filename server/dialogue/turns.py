@@ -571,3 +571,18 @@ def at_work_since(turns: Turns, agent_until: float) -> float:
     if not (is_owed or turns.tools_open):
         return NEVER
     return max(turns._owed_since, turns._turn.last_audio_at, agent_until)
+
+
+def caller_until(turns: Turns, now: float, agent_until: float) -> float:
+    """Until when the caller has said, or says, what is still to be answered, as far as a detector
+    is believed; -NEVER if there is nothing of it.
+
+    Args:
+        turns: Whose turn it is.
+        now: The time.
+        agent_until: Until when the agent is heard.
+    """
+    if not turns.caller_speaking and turns._awaited is None:
+        return -NEVER
+    said_until = now if turns.caller_speaking else turns._owed_since
+    return min(said_until, turns._belief.until(agent_until))

@@ -1,0 +1,124 @@
+"""A goodbye that the caller speaks into."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from codec.ear import SpeechEnded, SpeechStarted, Stop
+from server.agent.agent import Agent
+from server.dialogue.ear import BargeInMode
+from server.dialogue.endings import EndReason
+from server.dialogue.remedies import BELIEVED_S, Patience
+from server.model import CallerTranscript, GenerationComplete, TurnComplete
+from tests.support.calls_on_a_rig import SECOND_PCM, Rig
+
+TIMEOUT_S = 4.0
+
+
+class Goodbye(Rig):
+    """A call whose agent has hung up, and is taking its leave."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            agent=Agent(greeting=""),
+            barge_in=BargeInMode.LOCAL,
+            farewell_timeout_s=TIMEOUT_S,
+            media_timeout_s=600.0,
+            patience=Patience(silence_timeout_s=0.0),
+        )
+
+    def says(self, seconds: int, turn: int) -> None:
+        self.audio(SECOND_PCM * seconds, turn)
+        self.session.event(GenerationComplete(turn))
+        self.session.event(TurnComplete(turn, None))
+
+    def caller_begins(self) -> None:
+        self.call.conversation.ear.on_found((SpeechStarted(trio.current_time()),))
+
+    def caller_ends(self, speech_s: float) -> None:
+        now = trio.current_time()
+        self.call.conversation.ear.on_found((SpeechEnded(now, speech_s, now),))
+
+    async def caller_interrupts(self) -> None:
+        """They speak into what the agent has said a second of."""
+        await trio.sleep(1.0)
+        self.caller_begins()
+        self.call.conversation.ear.on_found((Stop.CUT,))
+
+
+@pytest.fixture
+async def goodbye(nursery):
+    goodbye = Goodbye()
+    await goodbye.begin(nursery)
+    goodbye.says(3, turn=1)
+    goodbye.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+    yield goodbye
+    goodbye.call.end(EndReason.HUNG_UP)
+
+
+async def test_who_speaks_into_the_goodbye_for_long_is_heard_to_the_end_and_answered(
+    autojump_clock, goodbye
+):
+    await goodbye.caller_interrupts()
+    await trio.sleep(3 * TIMEOUT_S)
+    goodbye.session.event(CallerTranscript("one more thing"))
+    await trio.sleep(TIMEOUT_S)
+    in_their_midst = goodbye.call.end_reason
+    goodbye.caller_ends(4 * TIMEOUT_S)
+    await trio.sleep(TIMEOUT_S - 0.5)
+    goodbye.says(1, turn=2)
+    await trio.sleep(1.0)
+    unheard = goodbye.call.end_reason
+    goodbye.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert (in_their_midst, unheard) == (None, None)
+    assert goodbye.call.end_reason is EndReason.AGENT_HUNG_UP
+
+
+async def test_an_answer_that_never_comes_to_who_spoke_into_the_goodbye_is_not_waited_for(
+    autojump_clock, goodbye
+):
+    await goodbye.caller_interrupts()
+    await trio.sleep(6.0)
+    goodbye.caller_ends(6.0)
+    spoke_until = trio.current_time()
+    await goodbye.call.finished.wait()
+
+    assert trio.current_time() - spoke_until == pytest.approx(TIMEOUT_S)
+    assert goodbye.call.end_reason is EndReason.AGENT_HUNG_UP
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+async def test_a_television_keeps_nobody_on_the_line_for_ever(autojump_clock, goodbye, is_broken):
+    await goodbye.caller_interrupts()
+    began = trio.current_time()
+    while is_broken and goodbye.call.end_reason is None:
+        await trio.sleep(2.0)
+        goodbye.caller_ends(2.0)
+        await trio.sleep(1.0)
+        goodbye.caller_begins()
+    await goodbye.call.finished.wait()
+
+    # Belief begins anew with the first answer that is owed.
+    assert trio.current_time() - began <= 3.0 + BELIEVED_S + TIMEOUT_S
+    assert goodbye.call.end_reason is EndReason.AGENT_HUNG_UP
+
+
+async def test_noises_that_are_no_speech_keep_nobody_on_the_line(autojump_clock, goodbye):
+    await goodbye.caller_interrupts()
+    began = trio.current_time()
+    await trio.sleep(0.5)
+    goodbye.caller_ends(0.1)
+    while goodbye.call.end_reason is None:
+        await trio.sleep(1.0)
+        goodbye.caller_begins()
+        await trio.sleep(0.5)
+        goodbye.caller_ends(0.1)
+    await goodbye.call.finished.wait()
+
+    assert trio.current_time() - began <= 2 * TIMEOUT_S
+    assert goodbye.call.end_reason is EndReason.AGENT_HUNG_UP
