@@ -469,8 +469,8 @@ class Call:
         if not ours:
             # Should it be ours: the carrier asks how it goes on when its stream has ended.
             logger.debug("call left to whoever has it", reason=reason.value)
-        elif self.apology.is_owed and self.handover.is_elsewhere:
-            self.note("left to the transfer")  # if nobody answers there, the carrier asks for words
+        elif self.handover.is_elsewhere and (reason.is_agents_part or self.apology.is_owed):
+            self.note("left to the transfer")  # if nobody answers there, the carrier asks what next
         elif self.hearing.never_came and (reason.is_our_failure or reason is EndReason.CALLER_GONE):
             self.note("left to the carrier")  # which asks again, should nobody talk with the caller
         elif c.call_sid and is_ours:

@@ -64,6 +64,11 @@ class EndReason(StrEnum):
         return self in _APOLOGISED
 
     @property
+    def is_agents_part(self) -> bool:
+        """Whether it ends the agent's part: whoever is being connected with somebody else stays."""
+        return self in _AGENTS_PART
+
+    @property
     def is_failure(self) -> bool:
         """Whether nobody was reached, or something has failed that a call needs."""
         return self in _APOLOGISED or self in _NOT_TALKED
@@ -116,6 +121,7 @@ _APOLOGISED = frozenset(
         EndReason.ERROR,
     }
 )
+_AGENTS_PART = frozenset({EndReason.MAX_DURATION, EndReason.COST_CAP, EndReason.DRAINED})
 _NOT_TALKED = frozenset(
     {
         EndReason.BUSY,

@@ -313,8 +313,8 @@ async def test_who_has_just_answered_is_told_before_there_is_a_stream(autojump_c
 # Callers who are with somebody else
 
 
-async def away(rig: Rig) -> Call:
-    """A caller whom the carrier is connecting with somebody else when the model is lost."""
+async def away(rig: Rig, reason: EndReason = EndReason.MODEL_LOST) -> Call:
+    """A caller whom the carrier is connecting with somebody else when the call ends."""
     rig.model.failure = None
     call, reply = await rig.answer(Agent(greeting=""))
     media = rig.connect(reply)
@@ -323,7 +323,10 @@ async def away(rig: Rig) -> Call:
     await wait_all_tasks_blocked()
     media.hang_up()
     await wait_all_tasks_blocked()
-    rig.model.session.event(LOST)
+    if reason is EndReason.MODEL_LOST:
+        rig.model.session.event(LOST)
+    else:
+        call.end(reason)
     await call.finished.wait()
     await wait_all_tasks_blocked()
     return call
@@ -348,4 +351,12 @@ async def test_if_they_have_talked_there_is_nothing_to_be_sorry_for(autojump_clo
     await away(rig)
 
     update = TransferUpdate("CA7", CallStatus.COMPLETED, wants_document=True)
+    assert rig.calls.update_transfer(update) == EndCall()
+
+
+async def test_if_nobody_answers_there_after_the_agents_time_the_call_is_over(autojump_clock, rig):
+    await away(rig, EndReason.MAX_DURATION)
+
+    update = TransferUpdate("CA7", CallStatus.NO_ANSWER, wants_document=True)
+    assert rig.carrier.hung_up == []
     assert rig.calls.update_transfer(update) == EndCall()

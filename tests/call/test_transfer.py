@@ -16,10 +16,12 @@ from server.agent.builtin import hang_up, transfer_tool
 from server.call.call import Call
 from server.call.conversation import Stage
 from server.call.options import CallOptions
+from server.call.report.costs import Prices
 from server.carrier import CallStatus, SendAudio, StatusUpdate
 from server.carrier.twilio.documents import dial_twiml
 from server.carrier.twilio.reports import parse_transfer
 from server.dialogue.endings import EndReason
+from server.dialogue.remedies import Patience
 from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics
 from server.model import (
@@ -35,12 +37,19 @@ pytestmark = pytest.mark.sockets
 
 SECOND_PCM = b"\x10\x00" * 24_000
 SALES = "+15005550123"
+PATIENT = Patience(silence_timeout_s=0.0, wrap_up_s=0.0, farewell_timeout_s=0.0)
 
 
 class Talking:
     """A call on the line, with a hand on everything around it."""
 
-    def __init__(self, nursery: trio.Nursery, agent: Agent | None = None) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        agent: Agent | None = None,
+        prices: Prices | None = None,
+        **options,
+    ) -> None:
         self.nursery = nursery
         self.carrier = MemoryCarrier()
         self.model = MemoryModel()
@@ -52,7 +61,8 @@ class Talking:
             carrier=self.carrier,
             model=self.model,
             metrics=Metrics(CollectorRegistry()),
-            options=CallOptions(media_timeout_s=600.0),
+            prices=prices,
+            options=CallOptions(media_timeout_s=600.0, **options),
         )
         self.call.accept("CA1")
         self.outcome: CallStatus | Exception | None = None
@@ -321,6 +331,46 @@ async def test_a_call_whose_caller_is_elsewhere_has_nobody_to_say_goodbye_to(
     assert (talking.call.end_reason, talking.call.record().detail) == ("drained", "restart")
     assert trio.current_time() == began
     assert talking.model.session.texts == []
+
+
+LIMITED = {
+    "max_duration_s": EndReason.MAX_DURATION,
+    "max_cost_usd": EndReason.COST_CAP,
+    "a server that stops": EndReason.DRAINED,
+}
+
+
+@pytest.mark.parametrize("limit", LIMITED)
+async def test_a_limit_of_the_agents_time_takes_nobody_away_from_a_phone_that_rings(
+    autojump_clock, nursery, limit
+):
+    limits = {"max_duration_s": 60.0, "max_cost_usd": 0.1}
+    options = {limit: limits[limit]} if limit in limits else {}
+    prices = Prices(carrier_minute_usd=0.1)
+    talking = Talking(nursery, prices=prices, patience=PATIENT, **options)
+    await talking.start()
+    await trio.sleep(40.0)
+    await talking.transfer()
+    if limit not in limits:
+        talking.call.farewell.begin(EndReason.DRAINED)
+    await talking.call.finished.wait()
+    noted = [what for _, what, _ in talking.call.conversation.notes.timeline]
+
+    assert talking.call.end_reason is LIMITED[limit]
+    assert talking.carrier.hung_up == []
+    assert "left to the transfer" in noted
+
+
+async def test_a_caller_who_comes_back_when_the_time_is_up_is_hung_up_on(autojump_clock, nursery):
+    talking = Talking(nursery, patience=PATIENT, max_duration_s=60.0)
+    await talking.start()
+    await trio.sleep(55.0)
+    await talking.transfer()
+    talking.call.handover.report(CallStatus.BUSY)
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.MAX_DURATION
+    assert talking.carrier.hung_up == ["CA1"]
 
 
 async def test_an_agent_that_hangs_up_while_it_rings_leaves_time_for_an_answer(
