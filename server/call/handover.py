@@ -14,6 +14,7 @@ from server.call.conversation import Conversation, Line, Stage
 from server.call.takeover.fence import NotOurs
 from server.carrier import NOT_REACHED, CallStatus
 from server.dialogue.endings import EndReason
+from server.dialogue.remedies import Awaited
 from server.errors import CarrierError
 from server.signal import Signal
 
@@ -177,6 +178,7 @@ class Handover:
             if await self._send_away(transfer) and transfer.outcome is not None:
                 c.notes.note("transfer failed", outcome=transfer.outcome.value)
                 if not transfer.awaited:
+                    c.turns.ask(Awaited.ANSWER, trio.current_time())
                     c.session.send_text(phrases.transfer_failed(transfer.destination))
             if c.stage is Stage.AWAY:
                 c.move("back")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -17,11 +18,12 @@ from server.call.call import Call
 from server.call.conversation import Stage
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
+from server.call.watch import NUDGES
 from server.carrier import CallStatus, SendAudio, StatusUpdate
 from server.carrier.twilio.documents import dial_twiml
 from server.carrier.twilio.reports import parse_transfer
 from server.dialogue.endings import EndReason
-from server.dialogue.remedies import Patience
+from server.dialogue.remedies import Awaited, Patience
 from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics
 from server.model import (
@@ -490,6 +492,24 @@ async def test_a_transfer_nobody_waits_for_any_more_is_told_to_the_model(autojum
     await wait_all_tasks_blocked()
 
     assert talking.model.session.texts[-1][1] == phrases.transfer_failed("sales")
+
+
+async def test_a_model_that_says_nothing_of_a_transfer_that_failed_is_asked_to(
+    autojump_clock, nursery
+):
+    talking = Talking(nursery, patience=replace(PATIENT, reply_timeout_s=6.0))
+    await talking.start()
+    with trio.move_on_after(1.0):
+        await talking.ask_for_transfer()
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+    talking.call.handover.report(CallStatus.NO_ANSWER)
+    talking.connect(MemoryMedia())
+    await trio.sleep(6.5)
+    texts = [text for _, text in talking.model.session.texts]
+    talking.call.end(EndReason.HUNG_UP)
+
+    assert texts == [phrases.transfer_failed("sales"), NUDGES[Awaited.ANSWER]]
 
 
 async def test_a_transfer_that_is_withdrawn_in_time_never_happens(autojump_clock, talking):
