@@ -124,7 +124,10 @@ class Speaking:
     def _agent_says(self, pcm: bytes, turn: int, received_at: float) -> None:
         c = self._conversation
         if c.stage is Stage.AWAY:
-            return  # nobody would hear it now, and nobody wants to hear it later
+            # Nobody would hear it now, and nobody wants to hear it later.
+            c.playout.interrupt(turn, received_at)
+            c.playout.push(self._encoder.encode(pcm), turn)
+            return
         if turn != c.agent_turn:
             # A new sentence owes nothing to the filter's memory of a turn that was cut.
             c.agent_turn = turn

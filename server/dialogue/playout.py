@@ -150,12 +150,14 @@ class Playout:
         is_full = (
             self._queued_bytes + len(payload) > MAX_QUEUED_BYTES or len(self._queue) > MAX_QUEUED
         )
-        if turn <= self._cut_up_to or is_full:
-            self.dropped_bytes += len(payload)
-            if turn in self._made:
-                self._made[turn] += len(payload)
-            return False
         size, made_bytes, cushion = len(payload), self._made.get(turn, 0), self.cushion
+        if turn > self._forgotten:
+            if turn not in self._made and len(self._made) >= MAX_TURNS:
+                del self._made[next(iter(self._made))]
+            self._made[turn] = made_bytes + size
+        if turn <= self._cut_up_to or is_full:
+            self.dropped_bytes += size
+            return False
         if received_at > 0.0:
             at_once = cushion.take(
                 payload,
@@ -174,9 +176,6 @@ class Playout:
         self._queued_bytes += size
         if cushion.until:
             cushion.hold(len(payload), self._queued_bytes)
-        if turn not in self._made and len(self._made) >= MAX_TURNS:
-            del self._made[next(iter(self._made))]
-        self._made[turn] = made_bytes + size
         return True
 
     def finish_turn(self, turn: int) -> None:

@@ -28,6 +28,7 @@ from server.errors import CarrierError, CarrierProtocolError
 from server.metrics import Metrics
 from server.model import (
     AgentAudio,
+    AgentTranscript,
     GenerationComplete,
     ToolCall,
     ToolCallsRequested,
@@ -198,6 +199,43 @@ async def test_nothing_said_while_the_caller_is_away_is_played_when_they_are_bac
     await wait_all_tasks_blocked()
 
     assert again.commands == []
+
+
+async def test_what_was_said_while_the_caller_was_away_is_unheard_in_the_record_and_to_a_new_model(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    talking.model.session.event(AgentTranscript("Are you still there?", 1))
+    talking.says(2, turn=1)
+    await wait_all_tasks_blocked()
+    while_away = talking.call.conversation.history()
+    talking.call.handover.report(CallStatus.BUSY)
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+    (turn,) = talking.call.record().as_dict()["transcript"]
+
+    assert (turn["text"], turn["heard_s"], turn["cut"]) == ("", 0.0, True)
+    assert turn["unheard"] == "Are you still there?"
+    assert while_away == talking.call.conversation.history() == []
+
+
+async def test_of_a_turn_that_goes_on_while_the_caller_is_away_they_have_heard_what_was_before(
+    autojump_clock, talking
+):
+    session = talking.model.session
+    session.event(AgentTranscript("one two three four five six seven eight nine ten", 1))
+    session.event(AgentAudio(SECOND_PCM * 12, 1, trio.current_time()))
+    await wait_all_tasks_blocked()
+    talking.nursery.start_soon(talking.ask_for_transfer)
+    await trio.sleep(10.0)  # the carrier is asked
+    session.event(AgentAudio(SECOND_PCM * 8, 1, trio.current_time()))
+    talking.media.hang_up()
+    session.event(GenerationComplete(1))
+    await wait_all_tasks_blocked()
+    (turn,) = talking.call.record().as_dict()["transcript"]
+
+    assert turn["heard_s"] == pytest.approx(10.0, abs=0.1)
+    assert (turn["text"], turn["cut"]) == ("one two three four five", True)
 
 
 async def test_what_a_transfer_cut_off_counts_as_unheard(autojump_clock, talking):

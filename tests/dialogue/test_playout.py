@@ -103,6 +103,27 @@ def test_late_audio_of_a_cut_turn_is_dropped():
     assert drain(playout, 0.2) == [Clear()]
 
 
+def test_of_a_turn_that_was_cut_before_any_of_it_came_it_is_known_how_much_was_made():
+    playout = opened()
+    playout.interrupt(1, now=0.0)
+    playout.push(SECOND * 2, turn=1)
+
+    heard = playout.turn_heard(1, 5.0)
+    assert heard is not None
+    assert (heard.heard_s, heard.made_s, heard.cut) == (0.0, 2.0, True)
+
+
+def test_what_comes_late_of_a_turn_that_is_forgotten_makes_nothing_known_of_it():
+    playout = opened()
+    for turn in range(1, MAX_TURNS + 3):
+        playout.push(SECOND, turn)
+        drain(playout, float(turn))
+        playout.interrupt(turn, now=turn + 0.5)
+    playout.push(SECOND, turn=1)
+
+    assert playout.turn_heard(1, 1_000.0) is None
+
+
 def test_a_greeting_interrupted_before_the_answer_is_dropped_without_a_clear():
     playout = Playout()
     playout.push(SECOND, turn=1)
