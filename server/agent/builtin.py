@@ -11,7 +11,7 @@ from pydantic import Field
 from server.agent.tool import LiveCall, Tool, ToolError, tool, tool_of
 from server.carrier import CallStatus
 from server.carrier.keypad import KEYS, MAX_KEYS
-from server.errors import CarrierError
+from server.errors import CarrierError, StreamEnded
 
 
 @tool
@@ -38,7 +38,13 @@ async def send_dtmf(
     Args:
         digits: The keys in order: digits, * and #; a w waits for half a second.
     """
-    await call.press_keys(digits)
+    try:
+        await call.press_keys(digits)
+    except StreamEnded:
+        raise ToolError(
+            "The line was interrupted: the keys may not have been heard. Find out before you press "
+            "them again."
+        ) from None
     return "The keys have been pressed."
 
 

@@ -108,7 +108,11 @@ class LiveCall(Protocol):
         ...
 
     async def press_keys(self, keys: str) -> None:
-        """Play the tones of telephone keys to the other party, to their end."""
+        """Play the tones of telephone keys to the other party, to their end.
+
+        Raises:
+            StreamEnded: The line was lost before it was known that they were heard.
+        """
         ...
 
 

@@ -225,6 +225,7 @@ class Playing:
 
         Raises:
             ValueError: There is no such key.
+            StreamEnded: The line was lost before it was known that they were heard.
         """
         c = self._conversation
         name = c.playout.keys.push(tones(keys))
@@ -232,5 +233,7 @@ class Playing:
         self.let_out()
         try:
             await c.changed.until(lambda: not c.playout.keys.is_pending(name))
+            if c.playout.keys.were_lost(name):
+                raise StreamEnded("the line was lost before all keys were heard")
         finally:
             c.playout.keys.withdraw(name)

@@ -18,6 +18,7 @@ class KeyTones:
     def __init__(self) -> None:
         self._waiting: list[tuple[str, bytes]] = []
         self._sounding: str | None = None
+        self._lost: set[str] = set()
         self._pushed = 0
 
     def __bool__(self) -> bool:
@@ -33,7 +34,7 @@ class KeyTones:
         """Play these tones before all that is queued.
 
         Returns:
-            A name for :meth:`is_pending` and :meth:`withdraw`.
+            A name for :meth:`is_pending`, :meth:`were_lost` and :meth:`withdraw`.
         """
         self._pushed += 1
         name = f"keys:{self._pushed}"
@@ -42,15 +43,23 @@ class KeyTones:
         return name
 
     def withdraw(self, name: str) -> None:
-        """Do not play what has not been sent of these keys."""
+        """Do not play what has not been sent of these keys: nobody asks about them any more."""
         self._waiting = [item for item in self._waiting if item[0] != name]
+        self._lost.discard(name)
 
     def is_pending(self, name: str) -> bool:
         """True if these keys have still to be heard."""
         return self._sounding == name or any(item[0] == name for item in self._waiting)
 
+    def were_lost(self, name: str) -> bool:
+        """True if their stream was over before these keys were known to have been heard."""
+        return name in self._lost
+
     def forget(self) -> None:
         """The stream is over: what has not been heard is lost."""
+        self._lost.update(name for name, _ in self._waiting)
+        if self._sounding is not None:
+            self._lost.add(self._sounding)
         self._sounding = None
         self._waiting.clear()
 

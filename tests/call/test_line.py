@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from codec.line import BYTES_PER_S, FRAME_BYTES, FRAME_S, SILENCE
 from server.agent.agent import Agent
+from server.agent.builtin import send_dtmf
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.watch import NUDGES
@@ -582,6 +583,42 @@ async def test_the_gap_is_silence_in_the_recording(autojump_clock, line):
 
 # ------------------------------------------------------------------------------------------
 # In other stages
+
+
+@pytest.mark.parametrize("had_begun", [True, False])
+async def test_a_model_is_told_that_the_line_was_lost_before_its_keys_were_heard(
+    autojump_clock, nursery, had_begun
+):
+    line = Line(nursery, patience=QUIET, agent=Agent(greeting="", tools=(send_dtmf,)))
+    await line.answer()
+    if not had_begun:
+        line.says(4, turn=1)  # which they wait for
+    calls = (ToolCall("a", "send_dtmf", {"digits": "123456789"}),)
+    line.session.event(ToolCallsRequested(calls, 1))
+    await trio.sleep(1.0)
+    await line.lose()
+    await line.come_back()
+    (result,) = line.session.results
+
+    assert "may not have been heard" in result.response["error"]
+    assert not line.call.conversation.playout.keys
+    line.call.end(EndReason.HUNG_UP)
+
+
+async def test_keys_that_are_pressed_in_the_gap_wait_for_the_line(autojump_clock, nursery):
+    line = Line(nursery, patience=QUIET, agent=Agent(greeting="", tools=(send_dtmf,)))
+    await line.answer()
+    await line.lose()
+    line.session.event(ToolCallsRequested((ToolCall("a", "send_dtmf", {"digits": "1"}),), 1))
+    await trio.sleep(1.0)
+    await line.come_back()
+    await trio.sleep(1.0)
+    line.media.echo_marks()
+    await wait_all_tasks_blocked()
+    (result,) = line.session.results
+
+    assert "have been pressed" in result.response["output"]
+    line.call.end(EndReason.HUNG_UP)
 
 
 async def test_a_goodbye_waits_for_the_line(autojump_clock, line):

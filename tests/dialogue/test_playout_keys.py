@@ -133,3 +133,16 @@ def test_keys_are_lost_with_their_stream():
     playout.leave(0.1)
 
     assert not playout.keys.is_pending(name)
+    assert playout.keys.were_lost(name)
+
+
+def test_keys_that_were_heard_are_not_lost_with_their_stream_and_nobody_keeps_those_asked_for():
+    playout = opened()
+    heard, waits = playout.keys.push(KEYS), playout.keys.push(KEYS)
+    drain(playout, 0.0)
+    playout.mark_reached(heard, 0.4)
+    playout.leave(0.4)
+
+    assert [playout.keys.were_lost(name) for name in (heard, waits)] == [False, True]
+    playout.keys.withdraw(waits)
+    assert not playout.keys.were_lost(waits)
