@@ -429,7 +429,12 @@ class Call:
             self._time_limit.deadline = trio.current_time() + c.options.answer_timeout_s
         with self._time_limit:
             await c.over.wait()
-        if self._time_limit.cancelled_caught:
+        ends_at = self._time_limit.deadline
+        if not c.over.is_set() and ends_at > trio.current_time():
+            # It was answered in the very pass in which that came to be too late.
+            with trio.move_on_at(ends_at):
+                await c.over.wait()
+        if not c.over.is_set():
             if c.answered_at is not None:
                 self.end(EndReason.MAX_DURATION)
             elif self.progress.status is CallStatus.IN_PROGRESS:

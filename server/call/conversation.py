@@ -267,7 +267,7 @@ class Conversation:
                 return True
             now = trio.current_time()
             until = min(now + patience_s - turns.since_behind_s(), last)
-        return False
+        return self.connected.is_set()  # it may have come in the very pass in which the wait ended
 
     @property
     def metrics(self) -> Metrics:

@@ -249,6 +249,7 @@ class Handover:
             return False
         with trio.move_on_after(REPORT_S):
             await c.changed.until(lambda: c.line not in (None, transfer.left))
+        if c.line not in (None, transfer.left):
             return True
         c.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
         return False

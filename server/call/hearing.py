@@ -186,8 +186,7 @@ class Hearing:
             return True
         with trio.move_on_after(STREAM_OVER_S):
             await line.over.wait()
-            return True
-        return trio.current_time() - self.heard_at(line) > STREAM_OVER_S / 2
+        return line.over.is_set() or trio.current_time() - self.heard_at(line) > STREAM_OVER_S / 2
 
     @property
     def never_came(self) -> bool:

@@ -105,7 +105,8 @@ class PressedKeys:
                     await self._wait()
                 paused = pause.cancelled_caught
             keys, self._keys = self._keys, ""
-            await tell(keys)
+            if keys:  # else the last was pressed in the very pass in which a pause ended
+                await tell(keys)
 
     async def _wait(self) -> None:
         await self._pressed.wait()

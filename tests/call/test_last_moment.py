@@ -1,0 +1,165 @@
+"""What comes in the very pass of trio's in which the wait for it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from trio._core import _run
+from trio.testing import wait_all_tasks_blocked
+
+from server.agent.agent import Agent
+from server.call.handover import REPORT_S
+from server.call.hearing import STREAM_OVER_S
+from server.carrier import CallStatus
+from server.carrier.keypad import PressedKeys
+from server.dialogue.endings import EndReason
+from server.dialogue.remedies import Patience
+from tests.call.test_transfer import Order
+from tests.support.calls_on_a_rig import Rig
+from tests.support.fakes import MemoryMedia
+
+ANSWER_S, LONGEST_S = 10.0, 30.0
+
+
+class Late(Rig):
+    """A call of which something comes at the last moment."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            agent=Agent(greeting=""),
+            patience=Patience(silence_timeout_s=0.0, wrap_up_s=0.0, farewell_timeout_s=0.0),
+            media_timeout_s=600.0,
+            answer_timeout_s=ANSWER_S,
+            max_duration_s=LONGEST_S,
+        )
+
+
+async def in_either_order(
+    monkeypatch: pytest.MonkeyPatch, scenario: Callable[[trio.Nursery], Awaitable[bool]]
+) -> list[bool]:
+    """Play it with the tasks of each pass in either order.
+
+    Args:
+        monkeypatch: What arranges that.
+        scenario: Returns whether what it does came too late: its task was the later one.
+    """
+    were_late = []
+    for is_reversed in (False, True):
+        monkeypatch.setattr(_run, "_r", Order(is_reversed=is_reversed))
+        async with trio.open_nursery() as nursery:
+            were_late.append(await scenario(nursery))
+            nursery.cancel_scope.cancel()
+    return sorted(were_late)
+
+
+async def test_a_phone_that_is_answered_at_the_last_moment_has_all_its_time(
+    autojump_clock, monkeypatch
+):
+    async def scenario(nursery: trio.Nursery) -> bool:
+        late = Late()
+        nursery.start_soon(late.call.run)
+        await trio.sleep(ANSWER_S)
+        was_late = late.call.end_reason is not None
+        await late.call.serve(late.media, late.media.start())
+        if not was_late:
+            assert late.call.end_reason is EndReason.MAX_DURATION
+            assert late.call.duration_s == pytest.approx(LONGEST_S)
+        return was_late
+
+    assert await in_either_order(monkeypatch, scenario) == [False, True]
+
+
+async def test_a_line_that_comes_back_at_the_last_moment_is_there(autojump_clock, monkeypatch):
+    async def scenario(nursery: trio.Nursery) -> bool:
+        conversation = Late().call.conversation
+        came: list[bool] = []
+
+        async def wait() -> None:
+            came.append(await conversation.comes_back())
+
+        nursery.start_soon(wait)
+        await trio.sleep(conversation.options.line_lost_timeout_s)
+        was_late = bool(came)
+        conversation.connected.set()
+        await wait_all_tasks_blocked()
+        assert came == [not was_late]
+        return was_late
+
+    assert await in_either_order(monkeypatch, scenario) == [False, True]
+
+
+async def test_a_caller_who_comes_back_from_a_transfer_at_the_last_moment_is_back(
+    autojump_clock, monkeypatch
+):
+    async def scenario(nursery: trio.Nursery) -> bool:
+        late = Late()
+        await late.begin(nursery)
+        nursery.start_soon(late.call.transfer, "sales", "+15005550123")
+        await wait_all_tasks_blocked()
+        late.media.hang_up()
+        await wait_all_tasks_blocked()
+        late.call.handover.report(CallStatus.BUSY)
+        were_late: list[bool] = []
+
+        async def come_back() -> None:
+            await trio.sleep(REPORT_S)
+            were_late.append(late.call.end_reason is not None)
+            again = MemoryMedia()
+            await late.call.serve(again, again.start())
+
+        nursery.start_soon(come_back)
+        await trio.sleep(REPORT_S + 1.0)
+        (was_late,) = were_late
+        assert late.call.end_reason is (EndReason.CALLER_GONE if was_late else None)
+        return was_late
+
+    assert await in_either_order(monkeypatch, scenario) == [False, True]
+
+
+async def test_a_stream_whose_end_comes_at_the_last_moment_is_over(autojump_clock, monkeypatch):
+    async def scenario(nursery: trio.Nursery) -> bool:
+        late = Late()
+        await late.begin(nursery)
+        line = late.call.conversation.line
+        assert line is not None
+        is_over: list[bool] = []
+
+        async def wait() -> None:
+            is_over.append(await late.call.hearing.wait_line_over())
+
+        nursery.start_soon(wait)
+        await trio.sleep(STREAM_OVER_S / 2)
+        late.media.say(b"\x10" * 160)
+        await trio.sleep(STREAM_OVER_S / 2)
+        was_late = bool(is_over)
+        line.over.set()
+        await wait_all_tasks_blocked()
+        assert is_over == [not was_late]
+        return was_late
+
+    assert await in_either_order(monkeypatch, scenario) == [False, True]
+
+
+async def test_a_key_that_is_pressed_when_a_pause_ends_is_told_once_and_nothing_after_it(
+    autojump_clock, monkeypatch
+):
+    async def scenario(nursery: trio.Nursery) -> bool:
+        keys, told = PressedKeys(1.0), []
+
+        async def tell(pressed: str) -> None:
+            told.append(pressed)
+
+        nursery.start_soon(keys.run, tell)
+        await wait_all_tasks_blocked()
+        keys.press("1")
+        await wait_all_tasks_blocked()
+        await trio.sleep(1.0)
+        was_late = bool(told)
+        keys.press("2")
+        await trio.sleep(5.0)
+        assert told == (["1", "2"] if was_late else ["12"])
+        return was_late
+
+    assert await in_either_order(monkeypatch, scenario) == [False, True]
