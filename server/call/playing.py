@@ -171,12 +171,7 @@ class Playing:
         Returns:
             The turn that was cut by it, if any.
         """
-        c = self._conversation
-        cut = self._leave(line, heard_until, waits=True)
-        if cut is not None:
-            c.turns.agent_cut(cut.turn, starved_s=c.playout.starved_s(cut.turn))
-            c.ear.agent_cut()
-        return cut
+        return self._leave(line, heard_until, waits=True)
 
     def _leave(self, line: Line, heard_until: float, *, waits: bool) -> HeardTurn | None:
         c = self._conversation
@@ -191,6 +186,8 @@ class Playing:
         c.write_heard(heard_until, last=CUT_AT_ONCE)
         if cut is not None:
             self.note_heard(cut)
+            c.turns.agent_cut(cut.turn, starved_s=c.playout.starved_s(cut.turn))
+            c.ear.agent_cut()
         c.changed.set()
         c.unsent.set()
         line.released.set()

@@ -125,6 +125,7 @@ class Speaking:
         c = self._conversation
         if c.stage is Stage.AWAY:
             # Nobody would hear it now, and nobody wants to hear it later.
+            c.turns.agent_cut(turn)
             c.playout.interrupt(turn, received_at)
             c.playout.push(self._encoder.encode(pcm), turn)
             return

@@ -39,6 +39,7 @@ from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 pytestmark = pytest.mark.sockets
 
 SECOND_PCM = b"\x10\x00" * 24_000
+AUDIBLE_PCM = b"\x00\x10" * 24_000
 SALES = "+15005550123"
 PATIENT = Patience(silence_timeout_s=0.0, wrap_up_s=0.0, farewell_timeout_s=0.0)
 
@@ -547,6 +548,36 @@ async def test_a_model_that_says_nothing_of_a_transfer_that_failed_is_asked_to(
     texts = [text for _, text in talking.model.session.texts]
     talking.call.end(EndReason.HUNG_UP)
 
+    assert texts == [phrases.transfer_failed("sales"), NUDGES[Awaited.ANSWER]]
+
+
+@pytest.mark.parametrize("begun", ["before", "while away"])
+async def test_what_is_dropped_of_a_turn_that_was_cut_when_the_caller_left_is_no_answer(
+    autojump_clock, nursery, begun
+):
+    patience = replace(PATIENT, reply_timeout_s=6.0, stall_timeout_s=60.0)
+    talking = Talking(nursery, patience=patience)
+    await talking.start()
+    session = talking.model.session
+    if begun == "before":  # and not complete: it is waited for for ten seconds
+        session.event(AgentAudio(AUDIBLE_PCM, 1, trio.current_time()))
+    with trio.move_on_after(10.1):
+        await talking.ask_for_transfer()
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+    if begun == "while away":
+        session.event(AgentAudio(AUDIBLE_PCM, 1, trio.current_time()))
+    talking.call.handover.report(CallStatus.NO_ANSWER)
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+    session.event(AgentAudio(AUDIBLE_PCM, 1, trio.current_time()))
+    session.event(GenerationComplete(1))
+    session.event(TurnComplete(1, None))
+    await trio.sleep(6.5)
+    texts = [text for _, text in session.texts]
+    talking.call.end(EndReason.HUNG_UP)
+
+    assert talking.media.payload == b""
     assert texts == [phrases.transfer_failed("sales"), NUDGES[Awaited.ANSWER]]
 
 
