@@ -27,7 +27,14 @@ line costs does not depend on its length, and 64 KiB are twenty thousand lines."
 MAX_LINE_BYTES = 8 * 1024
 MAX_CHUNKS = 256
 """Pieces of a chunked body: more than four for each KiB that a body may have."""
-HEAD_END = re.compile(rb"\n\r?\n")
+MAX_CHUNK_HEAD_BYTES = 256
+"""The line before a chunk: its length, and extensions that nobody sends (RFC 9112 section 7.1.1
+wants a bound for them). h11 takes the square of its length to find that it is none."""
+HEAD_END = re.compile(rb"(?:\A|\n)\r?\n")
+NOT_IN_A_HEAD = re.compile(rb"\n[ \t]|[\x00\v\f]|\r(?=[^\n])")
+"""What makes one field of several lines, and so one that is longer than a line may be: "a server
+MUST either reject the message […] or replace each received obs-fold" (RFC 9112 section 5.2). And
+what h11 refuses in any line, but for which it takes the square of the blanks before it."""
 AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
 """What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
 ABOUT_WEBSOCKET = b"sec-websocket-"
@@ -55,13 +62,17 @@ def check_lines(received: bytes) -> None:
     """Look at the head of a request, or what may follow a chunked body, before it is parsed.
 
     Raises:
-        RemoteProtocolError: It has more or longer lines than there can be.
+        RemoteProtocolError: It has more or longer lines than there can be, one that goes on in the
+            next, or what is in none.
     """
     end = HEAD_END.search(received)
-    lines = (received if end is None else received[: end.start()]).split(b"\n")
+    head = received if end is None else received[: end.start()]
+    lines = head.split(b"\n")
     if len(lines) > MAX_HEAD_LINES or max(map(len, lines)) > MAX_LINE_BYTES:
         status = 414 if len(lines[0]) > MAX_LINE_BYTES else 431
         raise h11.RemoteProtocolError("too many lines, or too long ones", error_status_hint=status)
+    if NOT_IN_A_HEAD.search(head) is not None:
+        raise h11.RemoteProtocolError("a folded line, or a control character in one")
 
 
 class _Chunks(ChunkedReader):
@@ -75,6 +86,11 @@ class _Chunks(ChunkedReader):
         """Read what comes next."""
         if self._reading_trailer:
             check_lines(bytes(buf))
+        elif not self._bytes_in_chunk:
+            begins = len(self._bytes_to_discard)  # of the chunk before
+            head = bytes(buf)[begins : begins + MAX_CHUNK_HEAD_BYTES]
+            if len(head) == MAX_CHUNK_HEAD_BYTES and b"\r\n" not in head:
+                raise h11.RemoteProtocolError("a chunk begins with a line that is too long")
         event = super().__call__(buf)
         if isinstance(event, h11.Data) and event.chunk_start:
             self._count += 1

@@ -141,6 +141,11 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
         b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n" + b" c\r\n" * 10_000 + b"\r\n",
         b"431",
     ),
+    "a line folded in two": (
+        b"GET / HTTP/1.1\r\n" + HOST + b"a: b\r\n " + b" " * 8_000 + b"c\r\n\r\n",
+        b"400",
+    ),
+    "a chunk's first line that is long": (CHUNKED + b"1;" + b" " * 60_000 + b"\n\r\n", b"400"),
     "lines that do not end": (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 200, b"431"),
     "a long line": (b"GET / HTTP/1.1\r\nCookie: " + b"a=b;" * 2_500 + b"\r\n\r\n", b"431"),
     "a long target": (b"GET /healthz?" + b"a&" * 5_000 + b" HTTP/1.1\r\n" + HOST, b"414"),

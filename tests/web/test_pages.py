@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 from quart import typing
+from werkzeug.datastructures import Headers
 
 from server.app import create_app
 from server.settings.settings import Settings
-from server.web.static.files import HERE, PAGES, TYPES, stream_source
+from server.web.static.files import HERE, PAGES, TYPES, StaticFile, stream_source
 from tests.support.access import SIMULATED
+from tests.support.growth import FEW, growth
 
 pytestmark = pytest.mark.sockets
 FILES = sorted(path.name for path in HERE.iterdir() if path.suffix in TYPES)
@@ -86,6 +88,54 @@ async def test_a_file_that_is_unchanged_is_not_sent_again():
     assert again.status_code == 304
     assert await again.get_data() == b""
     assert again.headers["Content-Security-Policy"] == first.headers["Content-Security-Policy"]
+
+
+FILE = StaticFile(HERE / "docs.js", {})
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_known"),
+    [
+        ([f'"{FILE.tag}"'], True),
+        ([f'W/"{FILE.tag}"'], True),  # a proxy that has compressed it says so
+        ([f'"a" , W/"b",\t"{FILE.tag}"'], True),
+        (['"a"', f'"{FILE.tag}"'], True),
+        (["*"], True),
+        ([FILE.tag], False),
+        ([f'"{FILE.tag}x"'], False),
+        ([""], False),
+        ([], False),
+    ],
+)
+def test_whoever_has_a_file_already_says_so_in_any_of_the_forms_there_are(lines, is_known):
+    headers = Headers([("If-None-Match", line) for line in lines])
+
+    assert FILE.is_known(headers) is is_known
+
+
+@pytest.mark.parametrize("piece", [" ", "\t", "\x85", "\xa0", "\x1c", ",", '"', 'W/"a",', "a"])
+def test_what_a_stranger_says_of_tags_is_read_in_time_with_its_length(piece):
+    def read(size: int) -> None:
+        FILE.is_known(Headers({"If-None-Match": "a" + piece * (size // len(piece)) + "\x00"}))
+
+    assert growth(read, 4_000) < FEW
+
+
+async def test_no_page_is_given_out_by_a_parser_whose_time_grows_with_the_square(monkeypatch):
+    def parsed(*_: object) -> None:
+        raise AssertionError("werkzeug has parsed a header that anybody may send")
+
+    for parser in ("parse_etags", "parse_options_header", "parse_cookie"):
+        monkeypatch.setattr(f"werkzeug.sansio.request.{parser}", parsed)
+    hostile = dict.fromkeys(("If-None-Match", "Content-Type", "Cookie"), "a; b=c")
+    json = {"Content-Type": "application/json;" + ";" * 8_000}
+    async with stranger() as client:
+        page = await client.get("/static/docs.js", headers=hostile)
+        resumed = await client.post("/calls/browser/resume", data="{}", headers=json)
+        signed = hostile | {"X-Twilio-Signature": "x"}
+        forged = await client.post("/twiml", data="a=b", headers=signed)
+
+    assert (page.status_code, resumed.status_code, forged.status_code) == (200, 422, 403)
 
 
 @pytest.mark.parametrize(
