@@ -134,6 +134,8 @@ class StreamCounts:
     """Another stream's sid, or the track of our own audio; ignored."""
     binary: int = 0
     """Binary frames, which no carrier of text sends; ignored."""
+    hasty: int = 0
+    """Keys that follow each other faster than anybody presses them; ignored."""
     missing_chunks: int = 0
     """Chunk numbers that were skipped: audio the carrier dropped before we saw it."""
     repeated_chunks: int = 0

@@ -23,7 +23,9 @@ MAX_KEYS = 32
 """As many as the carrier takes when it dials (twilio: ``SendDigits``)."""
 
 MAX_PRESSED = 64
-"""Pressed without a pause; more than any number one types in."""
+"""Pressed without a pause; more than any number one types in. What comes beyond is not kept."""
+TOLD_EVERY_S = 0.5
+"""Each telling is a turn to the model, and costs its tokens: nobody means two of them in less."""
 
 KEY_S = 0.1
 """How long a tone sounds, and how long the silence after it; 40 ms is what must be understood."""
@@ -92,11 +94,13 @@ class PressedKeys:
 
     def press(self, key: str) -> None:
         """The caller has pressed a key."""
-        self._keys += key
-        self._pressed.set()
+        if len(self._keys) < MAX_PRESSED:
+            self._keys += key
+            self._pressed.set()
 
     async def run(self, tell: Callable[[str], Awaitable[None]]) -> None:
         """Give what was pressed without a pause, or up to a ``#``, to ``tell``."""
+        told_at = -math.inf
         while True:
             await self._wait()
             paused = False
@@ -104,8 +108,10 @@ class PressedKeys:
                 with trio.move_on_after(self._pause_s) as pause:
                     await self._wait()
                 paused = pause.cancelled_caught
-            keys, self._keys = self._keys, ""
+            await trio.sleep_until(told_at + TOLD_EVERY_S)  # what is pressed meanwhile goes along
+            keys, self._keys, self._pressed = self._keys, "", Once()
             if keys:  # else the last was pressed in the very pass in which a pause ended
+                told_at = trio.current_time()
                 await tell(keys)
 
     async def _wait(self) -> None:

@@ -255,6 +255,7 @@ class MediaDoor:
             "misplaced": counts.misplaced,
             "foreign": counts.foreign,
             "binary": counts.binary,
+            "hasty-key": counts.hasty,
             "repeated-chunk": counts.repeated_chunks,
             "timestamp-jump": counts.timestamp_jumps,
         }

@@ -23,6 +23,8 @@ from server.carrier import (
     StreamStopped,
 )
 from server.carrier.browser.messages import (
+    KEYS_AT_ONCE,
+    KEYS_PER_S,
     MAX_AHEAD_S,
     MAX_BEFORE_START,
     MAX_CHUNK_BYTES,
@@ -171,6 +173,25 @@ def test_more_audio_than_time_has_passed_ends_the_stream():
     protocol.receive(media(second, chunk=chunks + 1), 1.0)
     with pytest.raises(CarrierProtocolError):
         protocol.receive(media(second, chunk=chunks + 2), 1.0)
+
+
+def test_keys_faster_than_anybody_presses_them_are_ignored_and_counted():
+    protocol, key = started(), message("dtmf", digit="#")
+
+    at_once = [protocol.receive(key, 0.0) for _ in range(1_000)]
+    later = [protocol.receive(key, 1.0) for _ in range(1_000)]
+
+    assert at_once == [DigitPressed("#")] * KEYS_AT_ONCE + [None] * (1_000 - KEYS_AT_ONCE)
+    assert later.count(DigitPressed("#")) == KEYS_PER_S
+    assert protocol.counts.hasty == 2_000 - KEYS_AT_ONCE - KEYS_PER_S
+
+
+def test_keys_as_fast_as_they_can_be_pressed_are_all_read():
+    protocol, key = started(), message("dtmf", digit="1")
+
+    read = [protocol.receive(key, n / 15) for n in range(500)]
+
+    assert read == [DigitPressed("1")] * 500
 
 
 def test_audio_that_is_none_is_ignored_until_it_is_too_much():

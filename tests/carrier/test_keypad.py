@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 import codec
-from server.carrier.keypad import frequencies_hz, key_tone, tones
+from server.carrier.keypad import (
+    MAX_PRESSED,
+    TOLD_EVERY_S,
+    PressedKeys,
+    frequencies_hz,
+    key_tone,
+    tones,
+)
 
 ALL_HZ = (697, 770, 852, 941, 1209, 1336, 1477, 1633)
 KEYS = "123A456B789C*0#D"
@@ -60,3 +70,70 @@ def test_keys_follow_one_another_and_a_w_waits_for_half_a_second():
 def test_there_are_no_other_keys(key):
     with pytest.raises(ValueError, match="no key"):
         frequencies_hz(key)
+
+
+class Told:
+    """Keys as a model is told of them, and when."""
+
+    def __init__(self, nursery: trio.Nursery, pause_s: float = 1.5) -> None:
+        self.turns: list[tuple[float, str]] = []
+        self.keys = PressedKeys(pause_s)
+        nursery.start_soon(self.keys.run, self._tell)
+
+    async def _tell(self, keys: str) -> None:
+        self.turns.append((trio.current_time(), keys))
+
+
+async def test_hash_keys_back_to_back_are_few_turns(autojump_clock, nursery):
+    told = Told(nursery)
+    for _ in range(1_000):
+        told.keys.press("#")
+        await trio.sleep(0.01)
+    await trio.sleep(2.0)
+
+    gaps_s = [after - before for (before, _), (after, _) in pairwise(told.turns)]
+    assert min(gaps_s) > TOLD_EVERY_S - 1e-6
+    assert sum(len(keys) for _, keys in told.turns) == 1_000
+
+
+async def test_keys_without_a_pause_are_no_more_than_anybody_types_in(autojump_clock, nursery):
+    told = Told(nursery)
+    for _ in range(1_000):
+        told.keys.press("1")
+    await trio.sleep(5.0)
+
+    assert [keys for _, keys in told.turns] == ["1" * MAX_PRESSED]
+
+
+async def test_keys_that_nobody_is_told_of_yet_are_no_more_than_that_either(
+    autojump_clock, nursery
+):
+    keys = PressedKeys(1.5)
+    for _ in range(1_000):
+        keys.press("2")
+    turns: list[str] = []
+
+    async def tell(pressed: str) -> None:
+        turns.append(pressed)
+
+    nursery.start_soon(keys.run, tell)
+    await trio.sleep(5.0)
+
+    assert turns == ["2" * MAX_PRESSED]
+
+
+async def test_a_hash_key_soon_after_another_is_told_a_little_later_with_what_is_before_it(
+    autojump_clock, nursery
+):
+    told = Told(nursery)
+    for key in "1#":
+        told.keys.press(key)
+    await wait_all_tasks_blocked()
+    first_at = trio.current_time()
+    for key in "2#3":
+        told.keys.press(key)
+    await trio.sleep(0.2)
+    told.keys.press("#")
+    await trio.sleep(5.0)
+
+    assert told.turns == [(first_at, "1#"), (first_at + TOLD_EVERY_S, "2#3#")]

@@ -38,6 +38,7 @@ from server.carrier.media_streams import (
 )
 from server.carrier.protocol import UNREADABLE
 from server.errors import CarrierProtocolError, StreamEnded
+from server.pace import Pace
 
 HEARD_HZ, SAID_HZ = 16_000, 24_000
 """A wide stream's rates, from the page and to it: the model's own."""
@@ -48,6 +49,8 @@ MAX_CHUNK_BYTES = 6_400
 MAX_AHEAD_S = 10.0
 """A page may send so much more audio than time has passed: what a stalled network has held back.
 What comes beyond it is no microphone's, and would cost the model's tokens."""
+KEYS_PER_S, KEYS_AT_ONCE = 20.0, 64
+"""Nobody presses keys as fast; so many at once, for a network may have held them back."""
 MAX_BEFORE_START = 8
 MAX_SAID_CHARS = 4_000
 CALL_SID = re.compile(r"BR[0-9a-f]{32}")
@@ -123,6 +126,7 @@ class BrowserProtocol(MediaStreamsProtocol):
         self.is_wide = False
         self._is_over = False
         self._before_start = 0
+        self._keys = Pace(KEYS_PER_S, KEYS_AT_ONCE)
         self.due_at = 0.0
         self._head = self._tail = ""
         self._to_line = codec.Resampler(HEARD_HZ, 8_000)
@@ -172,6 +176,9 @@ class BrowserProtocol(MediaStreamsProtocol):
             case _Mark(mark=mark):
                 return MarkReached(mark.name, now)
             case Dtmf(dtmf=dtmf):
+                if not self._keys.allows(now):
+                    self.counts.hasty += 1
+                    return None
                 return DigitPressed(dtmf.digit)
             case Stop():
                 self._is_over = True
