@@ -167,6 +167,24 @@ def test_a_shared_key_that_does_not_fit_is_not_genuine(headers):
     assert not verifier.verify_signature("/call-status", headers, FORM)
 
 
+@pytest.mark.parametrize("algorithm", ["HMAC_SHA1", "hmac_sha1", "HMAC_SHA256", "Hmac_Sha256"])
+def test_an_algorithm_may_be_written_in_any_case(algorithm):
+    verifier = WebhookVerifier(TOKEN, ORIGIN, shared_keys=SHARED)
+
+    assert verifier.verify_signature("/call-status", shared_headers(algorithm), FORM)
+
+
+def test_an_algorithm_that_there_is_not_is_no_line_of_the_log(caplog):
+    verifier = WebhookVerifier(TOKEN, ORIGIN, shared_keys=SHARED)
+    settings = "key=webhooks_sharedkey_1,algorithm=" + "x" * 8_000
+    headers = {**shared_headers(), "X-Twilio-Webhooks-Signature-Settings": settings}
+
+    assert not verifier.verify_upgrade("/stream", headers)
+    assert not verifier.verify_signature("/call-status", headers, FORM)
+    assert verifier.signed_for("/call-status", headers, FORM) is None
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     "signed",
     [

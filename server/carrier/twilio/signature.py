@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from twilio.request_validator import (
+    HMAC_SHA1,
+    HMAC_SHA256,
     SIGNATURE_HEADER,
     SIGNATURE_SETTINGS_HEADER,
     RequestValidator,
@@ -16,6 +18,8 @@ from twilio.request_validator import (
 
 from server.carrier.twilio.documents import stream_origin
 from server.headers import Headers, lines_of, listed, single
+
+_ALGORITHMS = frozenset({HMAC_SHA1, HMAC_SHA256})
 
 
 class WebhookVerifier:
@@ -101,7 +105,7 @@ class WebhookVerifier:
                 computed = validator.compute_signature(url + fields, {}, algorithm)
                 if hmac.compare_digest(computed.encode(), signature.encode()):
                     return url.partition("?")[0]
-        except ValueError:  # Text that cannot be encoded, an algorithm that there is not.
+        except ValueError:  # Text that cannot be encoded.
             pass
         return None
 
@@ -133,7 +137,9 @@ class WebhookVerifier:
             return False
 
     def _secret(self, headers: Headers) -> tuple[str, RequestValidator, str] | None:
-        """A request's signature, and what to look at it with; None without exactly one."""
+        """A request's signature, and what to look at it with; None without exactly one, or where it
+        is said to be made as none is.
+        """
         signature = single(headers, SIGNATURE_HEADER)
         settings = lines_of(headers, SIGNATURE_SETTINGS_HEADER)
         if not signature or len(settings) > 1:
@@ -141,7 +147,9 @@ class WebhookVerifier:
         validator = self._shared_validator(settings[0]) if settings else self._validator
         if validator is None:
             return None
-        return signature, validator, get_signature_algorithm(settings[0] if settings else None)
+        algorithm = get_signature_algorithm(settings[0] if settings else None).upper()
+        # Any other the package logs, as it came, each time that it is asked.
+        return (signature, validator, algorithm) if algorithm in _ALGORITHMS else None
 
     def _shared_validator(self, settings: str) -> RequestValidator | None:
         for part in settings.split(","):
