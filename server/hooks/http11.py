@@ -223,6 +223,8 @@ def origin_form(request: h11.Request) -> bytes:
     Raises:
         _Refused: It asks for something else: a tunnel, the server as a whole, or nonsense.
     """
+    if b"#" in request.target:
+        raise _Refused(400)  # a fragment is never sent, and clients of ours would cut it off
     if request.target.startswith(b"/"):
         return request.target
     scheme, _, rest = request.target.partition(b"://")

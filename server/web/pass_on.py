@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import trio
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.trio.client import ClientConnection, connect
 
 from server.cluster.passing_on import WorkerLost, target_of
@@ -38,7 +38,7 @@ async def relay_media(
 
     Args:
         websocket: Not accepted yet.
-        stream: Connected to that process.
+        stream: Connected to that process; closed at the end, whatever comes of it.
         facts: What that process is told of the connection.
         passed_on: The headers, in lower case, that say whose stream it is.
         name: Which process it is.
@@ -46,7 +46,7 @@ async def relay_media(
         timeout_s: How long each handshake may take.
 
     Raises:
-        WorkerLost: It did not take the stream.
+        WorkerLost: It did not take the stream, or cannot be asked for it.
     """
     scope: Mapping[str, Any] = websocket.scope
     headers = [
@@ -54,22 +54,22 @@ async def relay_media(
         for name, value in scope["headers"]
         if name.decode("latin-1").lower() in passed_on
     ]
-    connection = connect(
-        f"ws://worker{target_of(scope).decode('latin-1')}",
-        stream=stream,
-        additional_headers=[*headers, *facts.items()],
-        proxy=None,
-        compression=None,
-        ping_interval=None,
-        max_size=max_message_bytes,
-        open_timeout=timeout_s,
-        close_timeout=timeout_s,
-        logger=_logger,
-    )
-    async with AsyncExitStack() as stack:
+    async with stream, AsyncExitStack() as stack:
         try:
+            connection = connect(
+                f"ws://worker{target_of(scope).decode('latin-1')}",
+                stream=stream,
+                additional_headers=[*headers, *facts.items()],
+                proxy=None,
+                compression=None,
+                ping_interval=None,
+                max_size=max_message_bytes,
+                open_timeout=timeout_s,
+                close_timeout=timeout_s,
+                logger=_logger,
+            )
             owner = await stack.enter_async_context(connection)
-        except (OSError, InvalidHandshake, trio.TooSlowError) as error:
+        except (OSError, InvalidHandshake, InvalidURI, trio.TooSlowError) as error:
             raise WorkerLost(name, reached=False) from error
         await websocket.accept()
         transport = AcceptedSocket(websocket)

@@ -108,6 +108,8 @@ STRANGE: dict[str, tuple[bytes, bytes]] = {
     "TLS": (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(100) + b"\r\n\r\n", b"400"),
     "a path above 0x7f": (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "a path of escapes": (b"GET /%ff%00%0d%0aX HTTP/1.1\r\n" + HOST + b"\r\n", b"404"),
+    "a fragment": (b"GET /healthz?a#b HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+    "an upgrade with a fragment": (STREAM.replace(b"/stream", b"/stream#a") + b"\r\n", b"400"),
     "no path at all": (b"GET ? HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "a path without a slash": (b"GET healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
     "half an address": (b"GET http://[::1/healthz HTTP/1.1\r\n" + HOST + b"\r\n", b"200"),
