@@ -106,13 +106,19 @@ class Machine:
         if c.stage is Stage.TO_MACHINE:  # another process had come so far
             await self._leave_message()
             return
+        is_heard = True
         while not self.is_over:
             changed = c.changed.next()
-            if c.is_lost:  # that nobody is heard says nothing now
+            if c.line is None or c.stage is Stage.AWAY:
+                # Nobody can be heard, or is spoken to: that nobody is says nothing now.
+                is_heard = False
                 await changed.wait()
                 continue
             c.passing.collect()
             now = trio.current_time()
+            if not is_heard:
+                is_heard = True
+                self._signs.line_back(now)
             agent_until = c.playout.audible_until(now)
             if (finding := self._signs.decide(now, agent_until=agent_until)) is not None:
                 break
@@ -128,7 +134,7 @@ class Machine:
             c.move("machine")
             c.notes.keep_soon()
             await self._leave_message()
-        else:  # the caller has been sent to somebody else meanwhile
+        else:  # it ends, or a message is being left
             self.is_over = True
 
     async def _leave_message(self) -> None:
