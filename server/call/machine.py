@@ -14,11 +14,13 @@ from server.call.conversation import Conversation, Stage
 from server.call.playing import Playing
 from server.carrier import AnsweredBy, MachineVerdict
 from server.dialogue.endings import EndReason
-from server.dialogue.remedies import Awaited
+from server.dialogue.remedies import NEVER, Awaited
 from server.dialogue.voicemail import AnsweringMachine, Finding, VoicemailPolicy
 
 START_S = 4.0
 """How long a message may be in coming; then it is asked for once more."""
+LOOK_AGAIN_S = 1.0
+"""How often it is looked whether the agent, who is waited for, is so still."""
 
 
 class Machine:
@@ -56,18 +58,18 @@ class Machine:
             "answered by", who=verdict.answered_by.value, took_s=verdict.took_s
         )
         self._conversation.notes.keep_soon()  # it is said once
-        self._conversation.changed.set()
+        self._conversation.turn_changed.set()
 
     def told(self) -> None:
         """The model says that it is one."""
         self._signs.told(trio.current_time())
-        self._conversation.changed.set()
+        self._conversation.turn_changed.set()
 
     def hear(self, payload: bytes, now: float) -> None:
         """Take caller audio, for the beep."""
         if self._signs.hear(payload, now):
             self._conversation.notes.note("beep")
-            self._conversation.changed.set()
+            self._conversation.turn_changed.set()
 
     def heard(self, found: SpeechStarted | SpeechEnded | Stop, now: float) -> None:
         """Take what the ear has made of caller audio."""
@@ -78,11 +80,11 @@ class Machine:
                 self._signs.speech_ended(now, speech_s)
             case _:
                 return
-        self._conversation.changed.set()
+        self._conversation.turn_changed.set()
 
     def line_back(self, now: float) -> None:
         """The line was lost, and is there again."""
-        self._signs.line_back(now)
+        self._signs.silence_begins(now)
 
     def interrupted(self, turn: int, at: float) -> None:
         """Our own word has stopped the model; nobody is there, and the message comes yet."""
@@ -106,23 +108,26 @@ class Machine:
         if c.stage is Stage.TO_MACHINE:  # another process had come so far
             await self._leave_message()
             return
-        is_heard = True
+        silence_counts = True
         while not self.is_over:
-            changed = c.changed.next()
+            changed = c.turn_changed.next()
             if c.line is None or c.stage is Stage.AWAY:
                 # Nobody can be heard, or is spoken to: that nobody is says nothing now.
-                is_heard = False
+                silence_counts = False
                 await changed.wait()
                 continue
             c.passing.collect()
             now = trio.current_time()
-            if not is_heard:
-                is_heard = True
-                self._signs.line_back(now)
-            agent_until = c.playout.audible_until(now)
+            is_waited_for = self._is_agent_waited_for(now)
+            if not (silence_counts or is_waited_for):
+                self._signs.silence_begins(now)
+            silence_counts = not is_waited_for
+            agent_until = c.playout.audible_until(now) if silence_counts else NEVER
             if (finding := self._signs.decide(now, agent_until=agent_until)) is not None:
                 break
-            with trio.move_on_at(self._signs.next_due(agent_until)):
+            # Whether the agent is waited for is told when it changes, or is a matter of time.
+            look_again_at = NEVER if silence_counts else now + LOOK_AGAIN_S
+            with trio.move_on_at(min(self._signs.next_due(agent_until), look_again_at)):
                 await changed.wait()
         else:
             return
@@ -136,6 +141,16 @@ class Machine:
             await self._leave_message()
         else:  # it ends, or a message is being left
             self.is_over = True
+
+    def _is_agent_waited_for(self, now: float) -> bool:
+        """Whether a person there would be silent as well: they wait for a word of the agent's.
+
+        A model that has said itself that it is a machine owes it nothing: it was told to be silent.
+        """
+        turns = self._conversation.turns
+        if turns.caller_speaking or self.was_told:
+            return False
+        return turns.is_busy or turns.has_more_to_come(now)
 
     async def _leave_message(self) -> None:
         """Leave the message: nothing interrupts it, and its last mark confirms it."""

@@ -182,8 +182,8 @@ class AnsweringMachine:
         self._began_at = None if self._beeps.sounding else now
         self._heard_at = now
 
-    def line_back(self, now: float) -> None:
-        """Nobody could be heard until now: the silence counts from here on."""
+    def silence_begins(self, now: float) -> None:
+        """Nobody could be heard until now, or had anything to say: silence counts from here on."""
         self._heard_at = now
 
     def speech_ended(self, now: float, speech_s: float) -> None:
@@ -206,7 +206,8 @@ class AnsweringMachine:
 
         Args:
             now: The time.
-            agent_until: When the agent will have been heard to the end of what it has said.
+            agent_until: When the agent will have been heard to the end of what it has said;
+                ``NEVER`` while it owes a word, when only a beep decides.
         """
         sign_at = self._sign_at
         if self._settled or sign_at is None:

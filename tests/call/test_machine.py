@@ -1,4 +1,4 @@
-"""What a call makes of signs of an answering machine while nobody can be heard."""
+"""What a call makes of signs of an answering machine while silence is none: nobody could speak."""
 
 from __future__ import annotations
 
@@ -6,17 +6,35 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from codec.line import FRAME_BYTES, FRAME_S, SILENCE
 from server.agent.agent import Agent
+from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.carrier import AnsweredBy, CallStatus, MachineVerdict
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
 from server.dialogue.voicemail import AnsweringMachine, VoicemailPolicy
-from tests.support.calls_on_a_rig import Rig
+from server.model import (
+    GenerationComplete,
+    ToolCall,
+    ToolCallsRequested,
+    TurnComplete,
+    Working,
+)
+from server.simulators.phone import Beep, act, load_speech
+from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 from tests.support.fakes import MemoryMedia
 
 QUIET_S = AnsweringMachine.QUIET_S
 SALES = "+15005550123"
+FUNCTION_S = 8.0
+
+
+@tool(timeout_s=10.0)
+async def look_up() -> str:
+    """Look something up, which takes a while."""
+    await trio.sleep(FUNCTION_S)
+    return "found"
 
 
 class Taken(Rig):
@@ -44,6 +62,23 @@ class Taken(Rig):
     async def ask_for_transfer(self) -> None:
         self.nursery.start_soon(self.call.transfer, "sales", SALES)
         await wait_all_tasks_blocked()
+
+    async def hears(self, payload: bytes) -> None:
+        for at in range(0, len(payload), FRAME_BYTES):
+            self.media.say(payload[at : at + FRAME_BYTES])
+            await trio.sleep(FRAME_S)
+
+    async def is_asked_by_what_is_called_a_machine(self) -> None:
+        """A question, after which the agent owes an answer, and then the carrier's word."""
+        await self.begin(self.nursery)
+        await self.hears(load_speech("question") + SILENCE * round(0.8 / FRAME_S) * FRAME_BYTES)
+        assert self.call.conversation.turns.is_busy
+        self.is_called_a_machine()
+
+    def says(self, seconds: int, turn: int) -> None:
+        self.audio(SECOND_PCM * seconds, turn)
+        self.session.event(GenerationComplete(turn))
+        self.session.event(TurnComplete(turn, None))
 
     async def silent_for(self, seconds: float) -> EndReason | None:
         """Nobody speaks for so long; how the call has ended by then."""
@@ -117,3 +152,71 @@ async def test_that_nobody_speaks_before_there_is_a_line_is_no_sign(autojump_clo
     silent = await taken.silent_for(0.2)
 
     assert (before, answered, silent) == (None, None, EndReason.VOICEMAIL)
+
+
+async def test_whoever_waits_for_an_answer_is_not_hung_up_on_for_being_silent(
+    autojump_clock, taken
+):
+    await taken.is_asked_by_what_is_called_a_machine()
+    waiting = await taken.silent_for(QUIET_S + 2.0)
+    taken.says(2, turn=1)
+    answered = await taken.silent_for(2.0 + QUIET_S - 0.1)
+    silent = await taken.silent_for(0.2)
+
+    assert (waiting, answered, silent) == (None, None, EndReason.VOICEMAIL)
+
+
+async def test_whoever_waits_for_a_function_is_not_hung_up_on_for_being_silent(
+    autojump_clock, nursery
+):
+    taken = Taken(nursery, agent=Agent(greeting="", tools=(look_up,)))
+    await taken.is_asked_by_what_is_called_a_machine()
+    taken.audio(SECOND_PCM, turn=1)  # "one moment"
+    taken.session.event(ToolCallsRequested((ToolCall("1", "look_up", {}),), 1))
+    running = await taken.silent_for(FUNCTION_S - 0.1)
+    results = len(taken.session.results)
+    found = await taken.silent_for(1.0)
+    taken.says(2, turn=2)
+    answered = await taken.silent_for(2.0 + QUIET_S - 0.1)
+    silent = await taken.silent_for(0.2)
+
+    assert (running, results, found, answered) == (None, 0, None, None)
+    assert silent is EndReason.VOICEMAIL
+
+
+@pytest.mark.parametrize("comes", [True, False])
+async def test_whoever_waits_for_a_model_at_work_is_not_hung_up_on_for_being_silent(
+    autojump_clock, nursery, comes
+):
+    patience = Patience(silence_timeout_s=0.0, thinking_timeout_s=8.0)
+    taken = Taken(nursery, patience=patience)
+    await taken.is_asked_by_what_is_called_a_machine()
+    taken.session.event(Working(is_on=True))
+    taken.audio(SECOND_PCM, turn=1)  # "one moment"
+    taken.session.event(GenerationComplete(1))
+    at_work = await taken.silent_for(7.9)
+    if comes:
+        taken.says(1, turn=2)
+    over = await taken.silent_for(QUIET_S - 0.1)
+    silent = await taken.silent_for(2.0)  # a second of it is said, or passes until it is looked
+
+    assert (at_work, over, silent) == (None, None, EndReason.VOICEMAIL)
+
+
+async def test_a_beep_is_one_though_an_answer_is_owed(autojump_clock, taken):
+    await taken.is_asked_by_what_is_called_a_machine()
+    owed = await taken.silent_for(QUIET_S + 1.0)
+    beep = b"".join(deed for deed in act((Beep(),)) if isinstance(deed, bytes))
+    await taken.hears(beep + SILENCE * 5 * FRAME_BYTES)
+
+    assert (owed, taken.call.end_reason) == (None, EndReason.VOICEMAIL)
+    assert taken.call.conversation.turns.is_busy
+
+
+async def test_a_model_that_has_understood_the_announcement_owes_it_no_answer(
+    autojump_clock, taken
+):
+    await taken.is_asked_by_what_is_called_a_machine()
+    taken.call.report_voicemail()
+
+    assert await taken.silent_for(QUIET_S + 0.1) is EndReason.VOICEMAIL
