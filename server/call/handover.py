@@ -233,23 +233,33 @@ class Handover:
         if left is None or not error.outcome_unknown or isinstance(error, NotOurs):
             return False
         transfer.accepted, transfer.is_sure = True, False
-        with trio.move_on_after(TAKEN_S):
-            await left.over.wait()
-        transfer.accepted = left.over.is_set() or transfer.outcome is not None
+        transfer.accepted = await _is_taken(left) or transfer.outcome is not None
         return transfer.accepted
 
     async def _wait_back(self, transfer: _Transfer) -> bool:
         """Wait until the carrier says how that went; True when the caller has come back."""
         c = self._conversation
+
+        def is_back() -> bool:
+            return c.line not in (None, transfer.left)
+
+        def is_there_unasked() -> bool:
+            # The carrier asks how a transfer went before it brings the caller back from one. Who
+            # is here without that came before it was known whether it has taken the transfer.
+            return not transfer.is_sure and is_back()
+
         with trio.move_on_after(c.options.transfer_ring_timeout_s + REPORT_S):
-            await c.changed.until(lambda: transfer.outcome is not None)
+            while transfer.outcome is None:
+                await c.changed.until(lambda: transfer.outcome is not None or is_there_unasked())
+                if transfer.outcome is None and not await _is_taken(c.line):
+                    transfer.outcome = transfer.outcome or CallStatus.FAILED
         if transfer.outcome is None:
             # Had nobody answered, the carrier would have asked us what to do.
             c.end(EndReason.TRANSFERRED, f"{transfer.destination}, without a report")
             return False
         with trio.move_on_after(REPORT_S):
-            await c.changed.until(lambda: c.line not in (None, transfer.left))
-        if c.line not in (None, transfer.left):
+            await c.changed.until(is_back)
+        if is_back():
             return True
         c.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
         return False
@@ -259,3 +269,12 @@ class Handover:
         c = self._conversation
         if not (left.may_come_back and await c.comes_back()):
             c.end(*(left.end or (EndReason.CALLER_HUNG_UP, "")))
+
+
+async def _is_taken(line: Line | None) -> bool:
+    """Whether the carrier ends a line now, from which it may have taken the caller."""
+    with trio.move_on_after(TAKEN_S):
+        if line is not None:
+            await line.over.wait()
+        return True
+    return False

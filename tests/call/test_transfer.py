@@ -16,6 +16,7 @@ from server.agent.agent import Agent
 from server.agent.builtin import hang_up, transfer_tool
 from server.call.call import Call
 from server.call.conversation import Stage
+from server.call.handover import TAKEN_S
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
 from server.call.watch import NUDGES
@@ -351,6 +352,51 @@ async def test_a_carrier_that_asks_what_is_next_has_made_no_transfer(autojump_cl
 
     assert talking.outcome is CallStatus.FAILED
     assert talking.call.conversation.stage is Stage.TALK
+
+
+async def back_before_it_is_known(talking: Talking) -> None:
+    """The stream breaks while the carrier is told of a transfer, the caller comes back, and then
+    the carrier's answer is lost."""
+
+    async def unheard(call_sid, number, *, ring_timeout_s):
+        await trio.sleep(9.0)
+        raise UNHEARD
+
+    talking.carrier.transfer = unheard
+    await talking.transfer()
+    assert talking.call.handover.has_stayed()
+
+
+@pytest.mark.parametrize("comes_after_s", [1.0, 9.5])
+async def test_a_caller_who_is_back_before_a_transfer_is_known_to_have_failed_is_talked_to(
+    autojump_clock, talking, comes_after_s
+):
+    await back_before_it_is_known(talking)
+    await trio.sleep(comes_after_s)
+    talking.connect(MemoryMedia())
+    await trio.sleep(9.0 - min(comes_after_s, 9.0) + TAKEN_S + 0.1)
+
+    assert talking.call.conversation.stage is Stage.TALK
+    assert talking.outcome is CallStatus.FAILED
+    assert talking.call.end_reason is None
+
+
+async def test_a_caller_who_is_back_is_transferred_all_the_same_if_the_carrier_does_it_then(
+    autojump_clock, talking
+):
+    await back_before_it_is_known(talking)
+    await trio.sleep(1.0)
+    talking.connect(MemoryMedia())
+    await trio.sleep(8.5)
+    talking.media.hang_up()
+    await trio.sleep(20.0)
+    rings = talking.call.conversation.stage, talking.call.end_reason
+    talking.call.handover.report(CallStatus.IN_PROGRESS)
+    await talking.call.finished.wait()
+
+    assert rings == (Stage.AWAY, None)
+    assert talking.call.end_reason is EndReason.TRANSFERRED
+    assert talking.carrier.hung_up == []
 
 
 async def test_a_caller_who_hangs_up_while_it_rings_ends_the_call(autojump_clock, talking):
