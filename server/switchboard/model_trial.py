@@ -21,7 +21,7 @@ from server.agent.agent import Agent
 from server.call.call import Call
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Registry
-from server.errors import ModelError, innermost
+from server.errors import ModelError, ModelSetupRefused, innermost
 from server.logs import Sparing
 from server.metrics import Metrics
 from server.model import Model, PastTurn, Session, SessionEvent
@@ -181,14 +181,22 @@ class ModelTrial:
             self._begin()
 
     async def _ask(self) -> None:
-        """Connect a session of the server's model, for the agent whose call was refused last.
+        """Connect a session of the server's model, for the agent whose call was refused last, or
+        for none if that model does not take what this agent asks for.
 
         Raises:
             ModelError: It could not be connected.
         """
         # Whoever has seen to it may have changed the agent.
         agent = replace(self._find_agent(self._refused_name) or Agent(), model=None)
-        await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
+        try:
+            await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
+        except ModelSetupRefused as error:
+            if error.refusal is not None:
+                raise
+            # It is not the account that is refused, but what this agent asks for, such as a voice
+            # that only its own model has: what the server asks for by itself tells of the account.
+            await _connect_once(self._model.new_session(Agent(), _Nobody(), _to_nobody))
 
     async def _look_whose_it_is(self, kind: Kind) -> None:
         """Calls pause if the server's model is refused what an agent's own was."""

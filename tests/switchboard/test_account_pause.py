@@ -16,7 +16,7 @@ from server.cluster.alone import Alone
 from server.cluster.cluster import Cluster
 from server.cluster.registry import Member
 from server.dialogue.endings import EndReason
-from server.errors import CallRefused, ModelError
+from server.errors import CallRefused, ModelError, ModelSetupRefused
 from server.model import AgentAudio
 from server.model.gemini.faults import account_refused
 from server.refusal import Kind
@@ -324,12 +324,15 @@ async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojum
 
 @dataclass
 class ModelsOfAnAccount(MemoryModel):
-    """Some of which are refused, by their names."""
+    """Some of which are refused, by their names, or have no such voice."""
 
     refused: dict[str, ModelError] = field(default_factory=dict)
+    unknown_voices: set[str] = field(default_factory=set)
 
     def new_session(self, agent: Agent, *rest, **options):
         self.failure = self.refused.get(agent.model or self.name)
+        if self.failure is None and agent.model is None and agent.voice in self.unknown_voices:
+            self.failure = NO_VOICE
         return super().new_session(agent, *rest, **options)
 
 
@@ -338,6 +341,7 @@ NO_MODEL, NO_PERMISSION, NO_LOCATION, NO_KEY = (
     account_refused(kind, "no", code=1008, reason="no")
     for kind in (Kind.MODEL, Kind.PERMISSION, Kind.LOCATION, Kind.KEY)
 )
+NO_VOICE = ModelSetupRefused("no such voice", code=1007, reason="voice", retryable=False)
 
 
 @pytest.fixture
@@ -447,6 +451,44 @@ async def test_the_try_is_made_with_the_agent_as_it_is_now(autojump_clock, one_a
 
     assert not paused(one_account)
     assert one_account.model.agents[-1].name == (mended or Agent()).name
+
+
+OF_ANOTHER_VOICE = Agent(name="theirs", model="retired", voice="theirs")
+
+
+async def test_a_pause_ends_though_the_servers_model_has_no_such_voice_as_an_agents_own(
+    autojump_clock, one_account
+):
+    one_account.roster["theirs"] = OF_ANOTHER_VOICE
+    one_account.model.unknown_voices.add("theirs")
+    one_account.model.refused = {"retired": NO_KEY, "memory": NO_KEY}
+    await ended(one_account, OF_ANOTHER_VOICE)
+    await trio.sleep(70.0)
+    before = paused(one_account)
+    one_account.model.refused.clear()
+    await trio.sleep(130.0)
+
+    assert (before, paused(one_account)) == (True, False)
+
+
+async def test_whose_a_refusal_is_is_found_out_though_the_servers_model_has_no_such_voice(
+    autojump_clock, one_account
+):
+    one_account.roster["theirs"] = OF_ANOTHER_VOICE
+    one_account.model.unknown_voices.add("theirs")
+    one_account.model.refused = {"retired": NO_QUOTA}
+    made = one_account.model.new_session
+
+    def out_of_quota_without_a_voice(agent: Agent, *rest, **options):
+        one_account.model.refused = {"retired": NO_QUOTA}
+        if agent.voice is None:
+            one_account.model.refused["memory"] = NO_QUOTA
+        return made(agent, *rest, **options)
+
+    one_account.model.new_session = out_of_quota_without_a_voice
+    await ended(one_account, OF_ANOTHER_VOICE)
+
+    assert paused(one_account)
 
 
 # ------------------------------------------------------------------------------------------
