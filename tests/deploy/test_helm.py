@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -576,3 +577,43 @@ def _serves(port: int) -> bool:
     with suppress(OSError):
         return bool(ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE_S))
     return False
+
+
+def _watchers(of: int) -> list[int]:
+    """Who looks whether the certificate has been renewed: a shell that the pod's has started."""
+    return [one for one in _children(of) if Path(f"/proc/{one}/comm").read_text().strip() == "sh"]
+
+
+@pytest.mark.sockets
+@needs_haproxy
+def test_a_certificate_that_is_renewed_in_a_drain_keeps_no_pod_from_ending(tmp_path):
+    authority, volume, said = trustme.CA(), tmp_path / "certs", tmp_path / "said"
+    first, second = (authority.issue_cert("calls.example.com") for _ in range(2))
+    volume.mkdir()
+
+    def mount(certificate: trustme.LeafCert) -> None:
+        certificate.cert_chain_pems[0].write_to_path(volume / "tls.crt")
+        certificate.private_key_pem.write_to_path(volume / "tls.key")
+
+    def is_told_to_stop() -> bool:
+        process.send_signal(signal.SIGUSR1)
+        return not _serves(port)
+
+    mount(first)
+    with balancer_of_a_release(tmp_path, volume, said) as (port, process):
+        wait_until(lambda: _serves(port))
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        with (
+            socket.create_connection(("127.0.0.1", port), PATIENCE_S) as plain,
+            context.wrap_socket(plain, server_hostname="calls.example.com") as stream,
+        ):
+            stream.sendall(b"GET / HTTP/1.1\r\n")  # which is not over, like a stream
+            wait_until(is_told_to_stop)
+            goes_on = process.poll() is None
+            mount(second)
+            wait_until(lambda: "has been renewed" in said.read_text() or not _watchers(process.pid))
+        wait_until(lambda: process.poll() is not None)
+
+    assert goes_on
+    assert "has been renewed" not in said.read_text()
