@@ -336,8 +336,8 @@ class Hearing:
             else:
                 self._take_found(c.ear.take(), path.heard_at)
             c.session.note_passed()
-            is_open = c.opening.is_over and (self._machine is None or self._machine.is_over)
-            path.caller_passes = is_open
+            is_heard_here = self._machine is not None and self._machine.listens(now)
+            path.caller_passes = c.opening.is_over and not (is_heard_here or c.speaks_to_machine)
             c.ear.follow_opening()
 
     def _take_judged(self, found: tuple[Found, ...]) -> None:

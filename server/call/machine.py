@@ -47,6 +47,10 @@ class Machine:
         """Whether the model has said that it is a machine."""
         return self._signs.was_told
 
+    def listens(self, now: float) -> bool:
+        """Whether caller audio has to be heard here, for the beep."""
+        return not self.is_over and self._signs.listens(now)
+
     # -- signs -----------------------------------------------------------------------------
 
     def report(self, verdict: MachineVerdict) -> None:
@@ -61,8 +65,9 @@ class Machine:
         self._conversation.turn_changed.set()
 
     def told(self) -> None:
-        """The model says that it is one."""
+        """The model says that it is one: a beep matters again, however late it comes."""
         self._signs.told(trio.current_time())
+        self._conversation.passing.path.caller_passes = False
         self._conversation.turn_changed.set()
 
     def hear(self, payload: bytes, now: float) -> None:
@@ -137,6 +142,7 @@ class Machine:
             c.end(EndReason.VOICEMAIL, "hung up")
         elif c.may("machine"):
             c.move("machine")
+            c.passing.path.caller_passes = False  # the model hears nothing of it meanwhile
             c.notes.keep_soon()
             await self._leave_message()
         else:  # it ends, or a message is being left

@@ -129,7 +129,7 @@ class AnsweringMachine:
     """Collects the signs and decides; everything takes ``now``."""
 
     LISTENS_S = 60.0
-    """From the answer; the carrier decides within 30 s."""
+    """From the answer, as the carrier decides within 30 s; and from when the model tells of one."""
     BEEP_MEMORY_S = 10.0
     """The carrier's verdict may come this much later than the beep we heard."""
     QUIET_S = 3.0
@@ -164,6 +164,14 @@ class AnsweringMachine:
         """The model has understood that it is a machine."""
         if self._told_at is None:
             self._told_at = now
+            if not self.listens(now):
+                self._beeps = BeepDetector()  # what it was in the middle of is long over
+            if self._listens_until is not None:
+                self._listens_until = max(self._listens_until, now + self.LISTENS_S)
+
+    def listens(self, now: float) -> bool:
+        """Whether a beep would be looked for in caller audio that came now."""
+        return not self._settled and (self._listens_until is None or now <= self._listens_until)
 
     def hear(self, payload: bytes, now: float) -> bool:
         """Take caller audio; True if a beep ended in it.
@@ -172,7 +180,7 @@ class AnsweringMachine:
         """
         if self._listens_until is None:
             self._listens_until = now + self.LISTENS_S
-        if self._settled or now > self._listens_until or not self._beeps.hear(payload):
+        if not self.listens(now) or not self._beeps.hear(payload):
             return False
         self._beep_at = now
         return True

@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
+from websockets.frames import Frame, Opcode
 
+import codec
 from codec.line import FRAME_BYTES, FRAME_S, SILENCE
+from codec.path import WebSocket
 from server.agent.agent import Agent
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.carrier import AnsweredBy, CallStatus, MachineVerdict
+from server.carrier.twilio.messages import audio_messages
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
 from server.dialogue.voicemail import AnsweringMachine, VoicemailPolicy
@@ -22,12 +26,17 @@ from server.model import (
     Working,
 )
 from server.simulators.phone import Beep, act, load_speech
+from tests.codec.test_path_control import to_model
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 from tests.support.fakes import MemoryMedia
+from tests.support.path_messages import AUDIO_MESSAGES, SID, media
+from tests.support.sounds import noise
+from tests.support.websocket_oracle import write_frames
 
 QUIET_S = AnsweringMachine.QUIET_S
 SALES = "+15005550123"
 FUNCTION_S = 8.0
+BEEP = b"".join(deed for deed in act((Beep(),)) if isinstance(deed, bytes)).rstrip(SILENCE)
 
 
 @tool(timeout_s=10.0)
@@ -206,8 +215,7 @@ async def test_whoever_waits_for_a_model_at_work_is_not_hung_up_on_for_being_sil
 async def test_a_beep_is_one_though_an_answer_is_owed(autojump_clock, taken):
     await taken.is_asked_by_what_is_called_a_machine()
     owed = await taken.silent_for(QUIET_S + 1.0)
-    beep = b"".join(deed for deed in act((Beep(),)) if isinstance(deed, bytes))
-    await taken.hears(beep + SILENCE * 5 * FRAME_BYTES)
+    await taken.hears(BEEP + SILENCE * 5 * FRAME_BYTES)
 
     assert (owed, taken.call.end_reason) == (None, EndReason.VOICEMAIL)
     assert taken.call.conversation.turns.is_busy
@@ -220,3 +228,120 @@ async def test_a_model_that_has_understood_the_announcement_owes_it_no_answer(
     taken.call.report_voicemail()
 
     assert await taken.silent_for(QUIET_S + 0.1) is EndReason.VOICEMAIL
+
+
+# ------------------------------------------------------------------------------------------
+# Caller audio that nobody has to look at any more
+
+
+class ByPath(Taken):
+    """A call whose caller is heard, and passed on to the model, by the compiled path."""
+
+    def join(self) -> None:
+        self.said = b""
+        path = self.call.conversation.passing.path
+        path.phone = WebSocket(is_client=False, max_message_bytes=64 * 1024)
+        path.start(SID, audio_messages(SID))
+        path.join_model(WebSocket(is_client=True, max_message_bytes=64 * 1024), AUDIO_MESSAGES)
+
+    async def hears(self, payload: bytes) -> None:
+        passing = self.call.conversation.passing
+        path = passing.path
+        for at in range(0, len(payload), FRAME_BYTES):
+            self.said += payload[at : at + FRAME_BYTES]
+            message = media(self.said[-FRAME_BYTES:], len(self.said) // FRAME_BYTES)
+            path.phone.receive(write_frames([Frame(Opcode.TEXT, message)], masked=True))
+            assert path.next_from_phone(trio.current_time()) is None
+            if path.has_caller_news():
+                passing.relay.on_caller()
+            await trio.sleep(FRAME_S)
+
+    @property
+    def passed_bytes(self) -> int:
+        """How much has gone by without anybody's looking."""
+        return self.call.conversation.passing.path.caller_sent_bytes
+
+    def model_has_heard(self) -> bytes:
+        """What has come by the path since this was last asked, in the order of what has not."""
+        taken, self.session.heard = bytes(self.session.heard), bytearray()
+        return taken + to_model(self.call.conversation.passing.path)
+
+
+SPOKEN = noise(1.0, 8.0)
+LISTENS = round((AnsweringMachine.LISTENS_S + 1.0) / FRAME_S) * FRAME_BYTES
+
+
+@pytest.fixture
+async def by_path(nursery):
+    call = ByPath(nursery)
+    await call.begin(nursery)
+    call.join()
+    yield call
+    call.call.end(EndReason.HUNG_UP)
+
+
+async def test_once_no_beep_is_listened_for_caller_audio_passes_unseen_and_in_order(
+    autojump_clock, by_path
+):
+    await by_path.hears((SPOKEN * 62)[:LISTENS])
+    before = by_path.passed_bytes
+    heard = by_path.model_has_heard()
+    await by_path.hears(SPOKEN)
+    after = by_path.passed_bytes
+    heard += by_path.model_has_heard()
+
+    assert after - before == len(SPOKEN)
+    assert heard == codec.MulawDecoder(16_000).decode(by_path.said)
+
+
+async def test_a_model_that_tells_of_a_machine_late_has_its_beep_listened_for(
+    autojump_clock, by_path
+):
+    await by_path.hears((SPOKEN * 62)[:LISTENS])
+    await by_path.hears(SPOKEN)
+    heard = by_path.model_has_heard()
+    passed = by_path.passed_bytes
+    by_path.call.report_voicemail()
+    await by_path.hears(SPOKEN + BEEP)
+    unseen = by_path.passed_bytes - passed
+    await by_path.hears(SILENCE * 5 * FRAME_BYTES)
+    heard += by_path.model_has_heard()
+
+    assert unseen == 0
+    assert by_path.call.end_reason is EndReason.VOICEMAIL
+    assert "beep" in by_path.noted
+    assert codec.MulawDecoder(16_000).decode(by_path.said).startswith(heard)
+    assert len(heard) >= 4 * (LISTENS + 2 * len(SPOKEN))
+
+
+async def test_the_model_hears_nothing_of_a_machine_though_caller_audio_passed_unseen(
+    autojump_clock, nursery
+):
+    call = ByPath(nursery, voicemail=VoicemailPolicy.LEAVE_MESSAGE)
+    await call.begin(nursery)
+    call.join()
+    await call.hears((SPOKEN * 62)[:LISTENS])
+    await call.hears(SILENCE * FRAME_BYTES)
+    passed = call.passed_bytes
+    call.is_called_a_machine()
+    call.says(1, turn=1)
+    await trio.sleep(1.0 + QUIET_S + 0.1)
+    stage = call.call.conversation.stage
+    call.model_has_heard()
+    await call.hears(SPOKEN)
+    heard = call.model_has_heard()
+    call.call.end(EndReason.HUNG_UP)
+
+    assert passed > 0
+    assert stage is Stage.TO_MACHINE
+    assert call.passed_bytes == passed
+    assert heard == codec.MulawDecoder(16_000).decode(SILENCE * len(SPOKEN))
+
+
+def test_a_tone_in_which_listening_ended_is_no_beep_when_it_begins_again():
+    machine = AnsweringMachine()
+    machine.hear(load_speech("hello"), 0.0)
+    machine.hear(BEEP, AnsweringMachine.LISTENS_S)
+    machine.told(AnsweringMachine.LISTENS_S + 30.0)
+
+    assert not machine.hear(SILENCE * 200, AnsweringMachine.LISTENS_S + 31.0)
