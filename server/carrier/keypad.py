@@ -110,9 +110,8 @@ class PressedKeys:
                 paused = pause.cancelled_caught
             await trio.sleep_until(told_at + TOLD_EVERY_S)  # what is pressed meanwhile goes along
             keys, self._keys, self._pressed = self._keys, "", Once()
-            if keys:  # else the last was pressed in the very pass in which a pause ended
-                told_at = trio.current_time()
-                await tell(keys)
+            told_at = trio.current_time()
+            await tell(keys)
 
     async def _wait(self) -> None:
         await self._pressed.wait()
