@@ -363,7 +363,9 @@ class Cluster:
     def of_key(self, client: str, key: str) -> str:
         """The process of this machine that remembers what was answered to an ``Idempotency-Key``.
 
-        Which one has a key is the same for as long as that stays, whoever else comes or goes.
+        Which one has a key is the same for as long as that stays, but for keys that a process which
+        comes has from then on. The one before may still work on a request then, or have stepped
+        aside over it: the registry knows.
         """
         if (directory := self._directory) is None:
             return self.me.name

@@ -66,6 +66,16 @@ class Member:
     def __str__(self) -> str:
         return f"{self.name}@{self.born}"
 
+    @classmethod
+    def parse(cls, text: str) -> Member:
+        """Read what ``str`` has written.
+
+        Raises:
+            ValueError: It is no member.
+        """
+        name, _, born = text.rpartition("@")
+        return cls(name, int(born))
+
 
 @dataclass(frozen=True, slots=True)
 class Load:

@@ -4,7 +4,7 @@ A client that has lost its connection cannot know whether a phone rings. With an
 ``Idempotency-Key`` it may ask again: the draft of the IETF's HTTP API group, "The Idempotency-Key
 HTTP Header Field".
 
-What is being worked on is known in memory, and to the registry where there are other machines;
+What is being worked on is known in memory, and to the registry where there are other processes;
 answers are also kept with the records, so that a request finds the answer that was given before a
 restart, or by another machine.
 """
@@ -166,7 +166,7 @@ class Once:
 
     Args:
         records: Where answers are kept beyond this process.
-        cluster: What is worked on in the processes of other machines, its registry knows.
+        cluster: What is worked on in other processes, its registry knows.
         ttl_s: How long an answer is kept.
     """
 
@@ -215,7 +215,7 @@ class Once:
 
     @asynccontextmanager
     async def _alone(self, client: str, key: str, fingerprint: bytes) -> AsyncGenerator[None]:
-        """Nobody on another machine works on this request meanwhile, as far as can be known.
+        """No other process works on this request meanwhile, as far as can be known.
 
         Raises:
             CallRefused: Somebody does (409), or on another request with this key (422).

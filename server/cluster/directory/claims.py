@@ -360,6 +360,5 @@ def _read(link: Path) -> Holding | None:
     """What a link says; None if it is gone, as any of them may be by the time one looks."""
     with suppress(FileNotFoundError, ValueError):
         member, _, generation = str(link.readlink()).rpartition(" ")
-        name, _, born = member.rpartition("@")
-        return Holding(Member(name, int(born)), int(generation))
+        return Holding(Member.parse(member), int(generation))
     return None

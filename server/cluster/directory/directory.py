@@ -7,6 +7,7 @@
     N.media   its Unix socket for connected media sockets (SCM_RIGHTS): no byte of audio goes
               through two processes
     calls/    whose each call is; kept/ what another process needs to go on with it: ``claims.py``
+    X.request which requests with an ``Idempotency-Key`` are worked on: ``requests.py``
     board     how many calls each has, see ``board.py``
     gate      locked by whoever comes, leaves, or takes a call over
 """
@@ -36,6 +37,7 @@ from server.cluster.directory.meeting import (
     shared_secret,
     take_place,
 )
+from server.cluster.directory.requests import Requests
 from server.cluster.names import name_of
 from server.cluster.registry import (
     Holding,
@@ -140,6 +142,7 @@ class Directory:
             os.close(self._lock)
             raise
         self.me = self._member(self.number)
+        self._requests = Requests(where, gate, self.me, self.is_gone)
         self.on_lost: Callable[[str, int], None] = nobody_minds
         self._joined_at = time.monotonic()
         self._predecessors: set[Member] = set()
@@ -187,6 +190,7 @@ class Directory:
                 if joined is not None:
                     # Which may be much; those who are there go on meanwhile.
                     joined._predecessors = joined._claims.look_round(joined.me, ORPHANED_S)
+                    joined._requests.look_round()
                     _clear_away_what_was_left()
                     return joined
         raise ConfigurationError(f"{directory} is cleared away again and again")
@@ -225,6 +229,7 @@ class Directory:
         self.board.write(load)
         with self._told():
             self._claims.release_rest()
+            self._requests.release_rest()
         for call_sid, generation in [*self._unannounced.items()]:
             self.announce(call_sid, generation)
 
@@ -412,11 +417,14 @@ class Directory:
         return 0.0
 
     async def begin_request(self, client: str, key: str, fingerprint: bytes) -> bytes | None:
-        """Requests with the same key all come to one process, whose memory knows them."""
-        return None
+        """A request is being worked on here, unless it is in another process of the machine."""
+        with self._usable():
+            return self._requests.begin(client, key, fingerprint)
 
     async def end_request(self, client: str, key: str) -> None:
-        """Requests with the same key all come to one process, whose memory knows them."""
+        """A request is no longer worked on here."""
+        with self._usable():
+            self._requests.end(client, key)
 
     def tell_pause(self, kind: str, pause_s: float) -> None:
         """The model's service refuses the account: nobody needs to try for so long; with 0, what
