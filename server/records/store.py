@@ -239,20 +239,23 @@ class Records:
             return await self.read(lambda database: database.find_request(client, key, since))
         raise RecordsUnavailable("the database does not answer")
 
-    async def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
+    async def write_request(self, client: str, key: str, request: StoredRequest | None) -> bool:
         """Keep a request, or with None forget it; a database that does not take it is told of.
 
-        It is seen through, whoever goes away: within :data:`REQUEST_TIMEOUT_S`.
+        It is seen through, whoever goes away: within :data:`REQUEST_TIMEOUT_S`. False if it was
+        not done by then; it may be yet.
         """
         try:
             with trio.move_on_after(REQUEST_TIMEOUT_S, shield=True) as waiting:
                 await self._in_thread(
                     lambda: self._database.write_request(client, key, request), self._writing
                 )
-            if waiting.cancelled_caught:
-                self._metrics.records.failures.labels("request").inc()
+            if not waiting.cancelled_caught:
+                return True
+            self._metrics.records.failures.labels("request").inc()
         except Exception as error:
             self._failed("request", error)
+        return False
 
     async def wait_saved(self) -> None:
         """Wait until everything that was kept is in the database."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -195,3 +196,5 @@ class StoredRequest:
     fingerprint: str
     answer: dict[str, Any] | None = None
     """None while it is being worked on."""
+    created_at: float = field(default_factory=time.time, compare=False)
+    """When it was written, which tells it from what others have written of the same key."""

@@ -12,6 +12,7 @@ restart, or by another machine.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -29,6 +30,9 @@ from server.web.api import Answer
 MAX_KEY_CHARS = 255
 END_S = 1.0
 """For the registry to be told that a request is done; it would find that out by itself."""
+MAX_VOID = 10_000
+"""Requests of which nothing came, though the database may not know; then the oldest is left to it.
+"""
 
 
 def fingerprint_of(content: bytes) -> bytes:
@@ -173,7 +177,11 @@ class Once:
     def __init__(self, records: Records, cluster: Cluster, *, ttl_s: float) -> None:
         self._records = records
         self._cluster = cluster
+        self._ttl_s = ttl_s
         self._memory = Memory(ttl_s=ttl_s)
+        # When requests were marked as worked on of which nothing came, and whose marks the database
+        # could not be told to forget.
+        self._void: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     async def answer(
         self,
@@ -241,9 +249,13 @@ class Once:
         dial: Dial,
     ) -> tuple[Answer, Answer | None]:
         """Do what was asked and keep the answer: the answer, and what of it is given again."""
-        await self._records.write_request(client, key, StoredRequest(fingerprint))
+        # A void mark is made anew as it was: which of the two the database has is the same then.
+        void_at, now = self._void.pop((client, key), 0.0), time.time()
+        marked_at = void_at if void_at > now - self._ttl_s else now
         kept: StoredRequest | None = None
         try:
+            mark = StoredRequest(fingerprint, created_at=marked_at)
+            await self._records.write_request(client, key, mark)
             answer, is_final = await do(dial.begin)
             dial.may_have_rung = False
             if is_final:
@@ -252,7 +264,14 @@ class Once:
         finally:
             # Whoever went away before it was dialled may ask again; after that, nobody may.
             if not dial.may_have_rung:
-                await self._records.write_request(client, key, kept)
+                is_written = await self._records.write_request(client, key, kept)
+                if kept is None and not is_written:
+                    self._note_void(client, key, marked_at)
+
+    def _note_void(self, client: str, key: str, marked_at: float) -> None:
+        self._void[client, key] = marked_at
+        if len(self._void) > MAX_VOID:
+            self._void.popitem(last=False)
 
     async def _recall(self, client: str, key: str, fingerprint: str) -> Answer | None:
         """The answer that an earlier process has given to this request, if the database knows.
@@ -267,6 +286,8 @@ class Once:
             return None  # a call does not wait for the database; this process's own are known
         if stored is None:
             return None
+        if stored.answer is None and stored.created_at == self._void.get((client, key)):
+            return None  # it is our own, of a request of which nothing came
         if stored.fingerprint != fingerprint:
             raise key_reused()
         if stored.answer is None:

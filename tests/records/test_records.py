@@ -877,8 +877,11 @@ async def test_a_whole_record_that_was_put_aside_takes_the_place_of_its_summary(
 async def test_a_request_is_found_with_its_answer_by_its_own_client(url):
     answered = StoredRequest("f" * 64, {"body": {"call_sid": "CA1"}, "status": 201, "headers": {}})
     async with running(url) as records:
-        await records.write_request("shop", "a", StoredRequest("f" * 64))
-        assert await records.find_request("shop", "a") == StoredRequest("f" * 64)
+        mark = StoredRequest("f" * 64, created_at=time.time() - 1.1)
+        assert await records.write_request("shop", "a", mark)
+        found = await records.find_request("shop", "a")
+        assert found == mark
+        assert found.created_at == mark.created_at
         await records.write_request("shop", "a", answered)
         assert await records.find_request("shop", "a") == answered
         assert await records.find_request("crm", "a") is None
@@ -903,7 +906,8 @@ async def test_a_database_that_hangs_holds_no_request_up(file_url, tmp_path, mon
         other = sqlite3.connect(tmp_path / "offhook.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         with trio.fail_after(60):
-            await records.write_request("shop", "a", StoredRequest("f"))
+            is_written = await records.write_request("shop", "a", StoredRequest("f"))
+        assert not is_written
         assert failures(records, "request") == 1
         other.execute("ROLLBACK")
         other.close()

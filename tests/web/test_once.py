@@ -1,14 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.lowlevel
+from prometheus_client import CollectorRegistry
 
+from server.cluster.cluster import Cluster
 from server.errors import CallRefused
+from server.metrics import Metrics
+from server.records.store import Records
+from server.records.words import StoredRequest
 from server.web.api import Answer
-from server.web.once import Memory
+from server.web.once import Memory, Once, fingerprint_of
 from tests.support.nodes import Store, two_nodes
 from tests.support.serving import Server
 
@@ -99,6 +105,134 @@ def test_the_store_is_bounded_though_nobody_knows_what_requests_did():
         store.end("a", str(number), None, is_unknown=True)
 
     assert len(store._requests["a"]) <= 11
+
+
+# -- requests of which nothing comes -----------------------------------------------------------
+
+
+class Database:
+    """What requests are kept in, which takes nothing while ``fails``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, records: Records) -> None:
+        self.records, self.fails = records, False
+        self._write = records._database.write_request
+        monkeypatch.setattr(records._database, "write_request", self.write)
+
+    def write(self, client: str, key: str, request: StoredRequest | None) -> None:
+        if self.fails:
+            raise OSError(5, "no such disk")
+        self._write(client, key, request)
+
+
+@asynccontextmanager
+async def once_with_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncGenerator[tuple[Once, Database]]:
+    records = Records("sqlite://", metrics=Metrics(CollectorRegistry()))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.run)
+        yield Once(records, Cluster(), ttl_s=60.0), Database(monkeypatch, records)
+        nursery.cancel_scope.cancel()
+
+
+def busy(database: Database, *, fails: bool) -> Callable[..., Awaitable[tuple[Answer, bool]]]:
+    """Refuses a call; from then on the database takes something, or not."""
+
+    async def do(on_dial: Callable[[], None]) -> tuple[Answer, bool]:
+        database.fails = fails
+        return Answer({"error": "busy"}, 503), False
+
+    return do
+
+
+async def dials(on_dial: Callable[[], None]) -> tuple[Answer, bool]:
+    on_dial()
+    return MADE, True
+
+
+async def test_a_refused_request_may_come_again_though_the_database_did_not_forget_it(monkeypatch):
+    async with once_with_records(monkeypatch) as (once, database):
+        await once.answer("a", "k", b"body", busy(database, fails=True))
+        left = await database.records.find_request("a", "k")
+        await once.answer("a", "k", b"other", busy(database, fails=True))  # nor is it marked anew
+        database.fails = False
+        answer = await once.answer("a", "k", b"body", dials)
+        kept = await database.records.find_request("a", "k")
+
+    assert left is not None
+    assert answer == (MADE, False)
+    assert kept is not None
+    assert kept.answer == MADE.as_dict()
+
+
+async def test_a_client_that_left_before_the_dial_may_ask_again_though_that_was_not_written(
+    monkeypatch,
+):
+    async with once_with_records(monkeypatch) as (once, database):
+        waits = trio.Event()
+
+        async def wait(on_dial: Callable[[], None]) -> tuple[Answer, bool]:
+            database.fails = True
+            waits.set()
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(once.answer, "a", "k", b"body", wait)
+            await waits.wait()
+            nursery.cancel_scope.cancel()
+        database.fails = False
+
+        assert await once.answer("a", "k", b"body", dials) == (MADE, False)
+
+
+async def test_what_another_process_has_written_since_of_a_refused_request_counts(monkeypatch):
+    marked = StoredRequest(fingerprint_of(b"body").hex())
+    answered = StoredRequest(marked.fingerprint, MADE.as_dict())
+    async with once_with_records(monkeypatch) as (once, database):
+        await once.answer("a", "k", b"body", busy(database, fails=True))
+        database.fails = False
+        await database.records.write_request("a", "k", marked)
+        with pytest.raises(CallRefused) as refused:
+            await once.answer("a", "k", b"body", dials)
+        await database.records.write_request("a", "k", answered)
+        again = await once.answer("a", "k", b"body", dials)
+
+    assert refused.value.reason == "outcome-unknown"
+    assert again == (MADE, True)
+
+
+async def test_a_request_that_is_made_again_and_broken_off_is_known_to_be(monkeypatch):
+    async with once_with_records(monkeypatch) as (once, database):
+        await once.answer("a", "k", b"body", busy(database, fails=True))
+        database.fails = False
+
+        async def breaks_off(on_dial: Callable[[], None]) -> tuple[Answer, bool]:
+            on_dial()
+            raise OSError(5, "no such disk")
+
+        with pytest.raises(OSError, match="no such disk"):
+            await once.answer("a", "k", b"body", breaks_off)
+        once._memory = Memory()  # however much else has come since
+        with pytest.raises(CallRefused) as refused:
+            await once.answer("a", "k", b"body", dials)
+
+    assert refused.value.reason == "outcome-unknown"
+
+
+async def test_requests_that_the_database_did_not_forget_are_bounded(monkeypatch):
+    monkeypatch.setattr("server.web.once.MAX_VOID", 2)
+    async with once_with_records(monkeypatch) as (once, database):
+        for key in ("1", "2", "3"):
+            database.fails = False
+            await once.answer("a", key, b"body", busy(database, fails=True))
+        database.fails = False
+        answer = await once.answer("a", "3", b"body", dials)
+        with pytest.raises(CallRefused) as refused:
+            await once.answer("a", "1", b"body", dials)
+
+    assert answer == (MADE, False)
+    assert refused.value.reason == "outcome-unknown"
 
 
 # -- clients that leave ------------------------------------------------------------------------

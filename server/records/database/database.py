@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,7 +202,7 @@ class Database(Connections):
         facts = {"of_client": client, "of_key": key, "since": since}
         with self._engine.connect() as connection:
             row = connection.execute(statements.FIND_REQUEST, facts).first()
-        return None if row is None else StoredRequest(row.fingerprint, row.answer)
+        return None if row is None else StoredRequest(*row)
 
     def write_request(self, client: str, key: str, request: StoredRequest | None) -> None:
         """Keep what a client was answered to an idempotency key, or forget it."""
@@ -215,7 +214,7 @@ class Database(Connections):
                     "client": client,
                     "key": key,
                     "fingerprint": request.fingerprint,
-                    "created_at": time.time(),
+                    "created_at": request.created_at,
                     "answer": request.answer,
                 }
                 connection.execute(statements.INSERT_REQUEST, kept)

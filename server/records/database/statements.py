@@ -46,7 +46,7 @@ _ONE_REQUEST = (
     requests.c.client == sql.bindparam("of_client"),
     requests.c.key == sql.bindparam("of_key"),
 )
-FIND_REQUEST = sql.select(requests.c.fingerprint, requests.c.answer).where(
+FIND_REQUEST = sql.select(requests.c.fingerprint, requests.c.answer, requests.c.created_at).where(
     *_ONE_REQUEST, requests.c.created_at > sql.bindparam("since")
 )
 DELETE_REQUEST = sql.delete(requests).where(*_ONE_REQUEST)
