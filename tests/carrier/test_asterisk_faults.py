@@ -133,6 +133,33 @@ async def test_a_phone_that_is_refused_unheard_does_not_ring_on(pbx):
     assert desk.statuses == [CallStatus.FAILED]  # why is nowhere to be asked
 
 
+async def test_a_phone_that_is_refused_unheard_is_not_completed_when_it_is_asked_about(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier:
+        call = await place(carrier)
+        pbx.is_mute = True  # it tells nobody
+        await pbx.ends(call, cause=17)
+        asked = await carrier.fetch_status(call)
+        await desk.is_told(StatusUpdate)
+
+    assert (asked.status, asked.sequence_number) == (CallStatus.INITIATED, None)
+    assert desk.statuses == [CallStatus.FAILED]
+
+
+async def test_why_a_phone_was_refused_counts_though_it_is_told_after_it_was_asked_about(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier:
+        call = await place(carrier)
+        pbx.is_mute = True  # for now
+        await pbx.ends(call, cause=17)
+        await carrier.fetch_status(call)
+        pbx.is_mute = False
+        await pbx.tell("offhook", "ChannelDestroyed", call, cause=17)
+        await desk.is_told(StatusUpdate)
+
+    assert desk.statuses == [CallStatus.BUSY]
+
+
 async def test_a_caller_who_came_back_unheard_is_asked_about(pbx):
     desk = Desk({VoiceRequest: ConnectStream("tick"), TransferUpdate: ConnectStream("tock")})
     async with hearing(pbx, desk) as carrier:

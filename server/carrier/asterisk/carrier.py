@@ -329,11 +329,18 @@ class AsteriskCarrier:
     async def fetch_status(self, call_sid: str) -> StatusUpdate:
         """Ask how a call stands; one that Asterisk does not know is over.
 
+        Why one is over that nobody has answered cannot be asked: it is told in a moment, as failed
+        if Asterisk does not say more by then.
+
         Raises:
             CarrierError: Refused or not reached.
         """
         channel = await self._hands.look(call_sid)
         if channel is None:
+            leg = self._exchange.legs.get(call_sid)
+            if leg is not None and leg.answered_at is None:
+                self._do_later(self._exchange.found(call_sid, None, trio.current_time()))
+                return StatusUpdate(call_sid, CallStatus.INITIATED, None, {"asked": "yes"})
             return StatusUpdate(call_sid, CallStatus.COMPLETED, None, {"asked": "yes"})
         status = STATES.get(channel.state, CallStatus.INITIATED)
         return StatusUpdate(call_sid, status, None, {"asked": "yes"})
