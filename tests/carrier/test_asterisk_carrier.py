@@ -1081,6 +1081,29 @@ async def test_a_transfer_that_is_answered_before_we_are_leaves_the_caller_there
     assert desk.statuses[-1] is CallStatus.COMPLETED
 
 
+async def test_a_transfer_that_fails_before_we_are_answered_leaves_the_caller_the_new_stream(pbx):
+    desk = Desk({VoiceRequest: ConnectStream("tick"), TransferUpdate: ConnectStream("tock")})
+    async with hearing(pbx, desk) as carrier, trio.open_nursery() as nursery:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        (media,) = media_of(pbx, IN)
+        may_answer = trio.Event()
+        pbx.fails("POST", "/continue", status=200, is_done=True, until=may_answer)
+
+        async def come_back() -> None:
+            await pbx.until(lambda: pbx.sent_away)
+            await pbx.comes_back(IN, "CHANUNAVAIL")
+            await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+            may_answer.set()
+
+        nursery.start_soon(come_back)
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        still_talks = talks(pbx, IN)
+
+    assert still_talks
+    assert desk.told[-1] == TransferUpdate(IN, CallStatus.FAILED, wants_document=True)
+
+
 async def test_a_transfer_that_is_given_up_while_it_is_done_takes_the_stream_away(pbx):
     desk = Desk(ANSWERS)
     async with hearing(pbx, desk) as carrier, trio.open_nursery() as nursery:

@@ -283,7 +283,7 @@ class AsteriskCarrier:
         if (leg := exchange.legs.get(call_sid)) is None:
             raise CallNotInProgress("the call is over", status=404)
         told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), APP_VARIABLE: self._app}
-        was_limited = leg.is_limited
+        was_limited, media_id = leg.is_limited, leg.media_id
         leg.is_away, leg.is_limited = True, False
         try:
             # Outside Stasis a channel is told of only if it is asked for.
@@ -302,8 +302,11 @@ class AsteriskCarrier:
                 with trio.move_on_after(CLEAN_UP_S, shield=True):
                     await self._do_now([Limit(call_sid)])
             raise
-        with trio.move_on_after(CLEAN_UP_S, shield=True):
-            await self._do_now(exchange.take_stream(call_sid))
+        # Or it has failed already, and the caller is back with another stream: that is not ours to
+        # take.
+        if leg.media_id == media_id:
+            with trio.move_on_after(CLEAN_UP_S, shield=True):
+                await self._do_now(exchange.take_stream(call_sid))
 
     async def reconnect(self, call_sid: str, ticket: str) -> None:
         """Give a live call another stream with this ticket; one that it has is taken away.
