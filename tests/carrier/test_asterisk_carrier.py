@@ -1149,6 +1149,30 @@ async def test_a_transfer_that_is_given_up_before_it_is_done_leaves_the_call_as_
     assert pbx.sent_away == []
 
 
+async def test_a_caller_who_hangs_up_just_when_they_are_to_be_transferred_is_gone(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier, trio.open_nursery() as nursery:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        may_answer = trio.Event()
+        pbx.fails("POST", "/subscription", status=422, until=may_answer)
+
+        async def hang_up() -> None:
+            await pbx.until(lambda: requests(pbx, "POST", "/subscription"))
+            await pbx.ends(IN)
+            await pbx.calls_in("offhook", "1764.2")  # what is told before that has been heard
+            await pbx.until(lambda: talks(pbx, "1764.2"))
+            may_answer.set()
+
+        nursery.start_soon(hang_up)
+        with pytest.raises(CarrierError):
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+        await desk.is_told(StatusUpdate, 3)
+
+    assert desk.statuses[-1] is CallStatus.COMPLETED
+
+
 @pytest.mark.parametrize("status", [403, 500])
 async def test_a_refused_transfer_leaves_the_call_as_it_was(pbx, status):
     async with hearing(pbx, Desk({VoiceRequest: ConnectStream("tick")})) as carrier:

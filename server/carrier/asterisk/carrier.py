@@ -297,6 +297,8 @@ class AsteriskCarrier:
                 await self._hands.send_away(call_sid, self._transfer_context, number)
         except BaseException:
             leg.is_away = False
+            # That they have hung up was no news of a caller who was taken to be away.
+            self._do_later([Look(call_sid)])
             if was_limited:
                 leg.is_limited = True
                 with trio.move_on_after(CLEAN_UP_S, shield=True):
