@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from quart import Quart, Response, request
 
@@ -76,12 +76,17 @@ def allow_origins(app: Quart, origins: Collection[str], paths: Collection[str]) 
         return response
 
 
+def parts_of(origin: str) -> SplitResult:
+    """An origin as a browser writes it, taken apart; all parts are empty of what is no address."""
+    try:
+        return urlsplit(origin)
+    except ValueError:
+        return urlsplit("")
+
+
 def host_of(origin: str) -> str:
     """The host and port of an origin as a browser writes it; empty of what is no address."""
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
+    return parts_of(origin).netloc.lower()
 
 
 def is_own_page(headers: Headers, public_url: str, origins: Collection[str]) -> bool:

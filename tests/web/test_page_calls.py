@@ -144,6 +144,31 @@ async def test_pages_of_other_origins_open_no_stream_unless_they_are_allowed():
     assert refused.value.response.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("public_url", "headers", "at"),
+    [
+        ("https://a.example", {}, "wss://a.example"),
+        (
+            "https://a.example",
+            {"Host": "b.example", "Origin": "http://b.example"},
+            "ws://b.example",
+        ),
+        ("https://a.example", {"Origin": "http://["}, "wss://a.example"),
+        ("https://a.example", {"Host": "my_box:8000"}, "wss://a.example"),
+        (None, {"Host": "my_box:8000"}, "ws://my_box:8000"),
+    ],
+)
+async def test_a_page_is_told_where_it_has_reached_the_server_and_a_stranger_whatever_they_write(
+    public_url, headers, at
+):
+    async with serving(public_url=public_url, api_key="sesame") as server:
+        shown = {"X-API-Key": "sesame", **headers}
+        answer = await server.http.post("/calls/browser", json={}, headers=shown)
+
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["url"].startswith(f"{at}/")
+
+
 async def test_a_page_whose_line_is_lost_is_given_another_ticket():
     async with serving() as server:
         call = await made(server)

@@ -24,6 +24,7 @@ from server.web.browser.words import (
     ResumeFromBrowser,
 )
 from server.web.calls_api import NoSuchAgent, make_known, may_fail, who_speaks
+from server.web.cross_origin import parts_of
 from server.web.elsewhere import Elsewhere
 from server.web.media_door import PAGES
 from server.web.path_prefix import prefix_of
@@ -123,9 +124,12 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         path = f"{service.cluster.path}{PAGES}"
         if settings.streams_at is not None:
             return f"{settings.streams_at.rstrip('/')}{path}"
-        at = urlsplit(settings.public_url or f"{request.scheme}://{request.host}")
-        page = urlsplit(single(request.headers, "Origin") or "")
-        if page.netloc == request.host and page.netloc != at.netloc:
-            at = page
-        scheme = "wss" if at.scheme == "https" else "ws"
-        return f"{scheme}://{at.netloc}{prefix_of(settings.public_url)}{path}"
+        # It is empty of a name that is none by the rules, such as one with an underscore.
+        host = request.host or single(request.headers, "Host") or ""
+        public = urlsplit(settings.public_url or "")
+        scheme, netloc = public.scheme or request.scheme, public.netloc or host
+        page = parts_of(single(request.headers, "Origin") or "")
+        if page.netloc and page.netloc == host != netloc:
+            scheme, netloc = page.scheme, host
+        scheme = "wss" if scheme == "https" else "ws"
+        return f"{scheme}://{netloc}{prefix_of(settings.public_url)}{path}"
