@@ -944,6 +944,60 @@ async def test_a_call_that_ends_unheard_is_over(pbx):
     assert desk.statuses[-1] is CallStatus.COMPLETED
 
 
+async def test_a_call_that_is_taken_over_while_nothing_is_heard_is_let_go_and_may_come_back(pbx):
+    first, second = Desk(ANSWERS), Desk(ANSWERS)
+    async with hearing(pbx, second, "1") as other, hearing(pbx, first, "0") as carrier:
+        await pbx.calls_in("offhook-0", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        (media,) = media_of(pbx, IN)
+        pbx.fails("GET", "/asterisk/info", status=503, left=ALWAYS)
+        await pbx.apps["offhook-0"].aclose()
+        await pbx.until(lambda: "offhook-0" not in pbx.apps)
+        await other.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+        pbx.faults.clear()
+        await first.is_told(StatusUpdate, 2)
+        still_talks = talks(pbx, IN)
+        await carrier.reconnect(IN, "tack")
+        await pbx.until(lambda: talks(pbx, IN) and pbx.channels[IN]["app"] == "offhook-0")
+
+    assert still_talks
+    assert first.statuses == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
+    assert not [one for one in first.told if isinstance(one, ResumeRequest)]
+
+
+async def test_a_call_that_comes_back_before_it_is_known_where_it_has_been_is_moved_here(pbx):
+    first = Desk(ANSWERS)
+    async with hearing(pbx, Desk(ANSWERS), "1") as other, hearing(pbx, first, "0") as carrier:
+        await pbx.calls_in("offhook-0", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        pbx.fails("GET", f"/channels/{IN}", status=500, left=ALWAYS)
+        await other.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN) and requests(pbx, "GET", f"/channels/{IN}"))
+        await carrier.reconnect(IN, "tack")
+        await pbx.until(lambda: talks(pbx, IN) and pbx.channels[IN]["app"] == "offhook-0")
+        (media,) = media_of(pbx, IN)
+
+    assert pbx.variables[media]["OFFHOOK_TICKET"] == "tack"
+    assert first.statuses == [CallStatus.IN_PROGRESS]
+
+
+async def test_a_caller_who_hangs_up_just_when_they_are_to_hear_the_apology_has_hung_up(pbx):
+    desk, may_look = Desk(ANSWERS), trio.Event()
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        pbx.fails("GET", f"/channels/{IN}", status=404, until=may_look)
+        await pbx.ends(IN)
+        await pbx.until(lambda: requests(pbx, "GET", f"/channels/{IN}"))
+        with pytest.raises(CallNotInProgress):
+            await carrier.say_and_hang_up(IN, "Sorry.", "en")
+        may_look.set()
+        await desk.is_told(StatusUpdate, 2)
+
+    assert desk.statuses[-1] is CallStatus.COMPLETED
+
+
 async def test_a_call_that_a_process_before_this_one_has_left_is_asked_about(pbx):
     desk = Desk(ANSWERS)
     pbx.channels[IN] = {"state": "Up", "app": "offhook"}

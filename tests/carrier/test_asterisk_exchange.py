@@ -320,6 +320,63 @@ def test_a_call_of_which_nothing_was_told_has_been_left_behind(channel):
     assert exchange.seen(channel.id, channel, 21.0) == [Tell(ResumeRequest(channel.id))]
 
 
+def test_a_call_that_another_process_has_taken_over_unheard_is_over_and_nothing_is_asked():
+    exchange = talking()
+    before = exchange.open_legs()
+
+    steps = exchange.settle(before, set(), (), 20.0)
+    doubtful = exchange.doubtful(before, set())
+    looked_at = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 20.0)
+
+    assert steps == [Drop(MEDIA)]
+    assert doubtful == [CALL]
+    assert told(looked_at) == [StatusUpdate(CALL, CallStatus.COMPLETED, 4, {"duration_s": "10"})]
+    assert exchange.legs == {}
+
+
+def test_a_call_that_started_unheard_and_left_unheard_is_over():
+    exchange = Exchange()
+    exchange.adopt(CALL, 20.0)
+
+    settled(exchange, {CALL})
+    settled(exchange, set())
+    looked_at = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 22.0)
+
+    assert told(looked_at) == [StatusUpdate(CALL, CallStatus.COMPLETED, 4)]
+
+
+def test_a_call_that_is_only_about_to_be_moved_here_has_not_left():
+    exchange = Exchange()
+    exchange.adopt(CALL, 20.0)
+    before = exchange.open_legs()
+    asked_before = exchange.settle(before, set(), (), 20.0)
+    exchange.take(event("StasisStart", CALL), 20.1)
+    told_late = exchange.settle(before, set(), (), 20.2)
+
+    assert asked_before == told_late == []
+    assert exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 20.2) == []
+
+
+def test_a_caller_who_is_sent_away_while_it_is_asked_what_there_is_has_not_left():
+    exchange = talking()
+    before = exchange.open_legs()
+    exchange.legs[CALL].is_away = True
+
+    steps = exchange.settle(before, {MEDIA}, (), 20.0)
+
+    assert steps == []
+    assert not exchange.legs[CALL].has_left
+
+
+def test_a_phone_that_was_just_answered_has_not_left():
+    exchange = Exchange()
+    exchange.dial(OURS, "tick").is_dialling = False
+    exchange.take(event("ChannelStateChange", OURS), 3.0)
+
+    assert settled(exchange, set()) == set()
+    assert not exchange.legs[OURS].has_left
+
+
 @pytest.mark.parametrize("call", [CALL, OURS])
 def test_a_caller_who_talks_with_somebody_else_in_the_dialplan_was_not_left_behind(call):
     exchange = Exchange()
@@ -546,6 +603,16 @@ def test_a_caller_whom_a_process_was_about_to_send_away_is_asked_about_once_they
     assert found == ([Fetch(CALL)] if app else [Tell(ResumeRequest(CALL))])
     assert here == ([Tell(ResumeRequest(CALL))] if app else [])
     assert exchange.do(CALL, ConnectStream("tick"))[0] == OpenStream(CALL, MEDIA, "tick")
+
+
+def test_a_caller_is_waited_for_whom_another_process_has_sent_away_after_it_got_them_from_here():
+    exchange = talking()
+    exchange.take(event("StasisEnd", CALL), 20.0)
+    exchange.await_caller(CALL, "offhook-1", 20.1)
+    rings = Channel(CALL, "Up", dialplan=Dialplan("1", "Dial", "x"))
+
+    assert exchange.found(CALL, rings, 20.2) == []
+    assert exchange.is_awaited(CALL)
 
 
 def test_a_caller_whom_we_are_about_to_send_away_is_on_their_way():

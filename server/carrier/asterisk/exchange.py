@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -119,6 +119,8 @@ class Leg:
     """Asterisk ends the call should nobody here do it."""
     is_away: bool = False
     """The caller is with somebody else, in the dialplan's hands."""
+    is_here: bool = False
+    """The app was told, or shown, that it has the call in its hands; it may have left since."""
     has_left: bool = False
     """The app has the call in its hands no more, and nobody has sent it away."""
     is_last: bool = False
@@ -133,6 +135,11 @@ class Leg:
     def is_new(self) -> bool:
         """Whether nobody here, or before, has given the caller anything to hear."""
         return not (self.is_outbound or self.streams or self.is_taken_over or self.is_last)
+
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether the app has the call in its hands, as far as it was told."""
+        return self.is_here and not (self.is_away or self.has_left or self.left_app)
 
     @property
     def is_left_away(self) -> bool:
@@ -205,7 +212,7 @@ class Exchange:
             now: The time.
         """
         leg = self.adopt(call_sid, now)
-        leg.is_away, leg.left_app = True, app
+        leg.is_away, leg.left_app, leg.has_left = True, app, False
 
     def is_awaited(self, call_sid: str) -> bool:
         """Whether a call is still to be fetched from another process's app."""
@@ -327,16 +334,12 @@ class Exchange:
 
     # -- what was missed while nothing could be heard ----------------------------------------
 
-    def open_legs(self) -> dict[str, str]:
-        """The calls that Asterisk knows of, and of each its media channel if it knows that, too."""
-        return {
-            leg.call_sid: leg.media_id if leg.is_open else ""
-            for leg in self.legs.values()
-            if not leg.is_dialling
-        }
+    def open_legs(self) -> dict[str, Leg]:
+        """The calls that Asterisk knows of, as they stand at this moment."""
+        return {leg.call_sid: replace(leg) for leg in self.legs.values() if not leg.is_dialling}
 
     def settle(
-        self, before: Mapping[str, str], there: set[str], bridges: Iterable[str], now: float
+        self, before: Mapping[str, Leg], there: set[str], bridges: Iterable[str], now: float
     ) -> list[Step]:
         """What was missed of streams, and which channels are nobody's.
 
@@ -356,9 +359,13 @@ class Exchange:
                 steps += self._media_started(channel_id)
             else:
                 steps.append(Find(channel_id))
-        for media_id in before.values():
-            if media_id and media_id not in there:
-                steps += self._destroyed(media_id, 0, 0, now)
+        for call_sid, was in before.items():
+            if (leg := self.legs.get(call_sid)) is not None and call_sid in there:
+                leg.is_here = True
+            elif leg is not None and was.is_in_hand and leg.is_in_hand:
+                leg.has_left = True  # over, or another process's: that a stream ends is no news
+            if was.is_open and was.media_id not in there:
+                steps += self._destroyed(was.media_id, 0, 0, now)
         return steps
 
     def seen(self, call_sid: str, channel: Channel | None, now: float) -> list[Step]:
@@ -378,7 +385,7 @@ class Exchange:
         return [Unfollow(call_sid)]
 
     def _left_behind(self, call_sid: str, answered_at: float | None) -> list[Step]:
-        self.adopt(call_sid, answered_at)
+        self.adopt(call_sid, answered_at).is_here = True
         return [*self.taken_over(call_sid), Tell(ResumeRequest(call_sid))]
 
     def doubtful(self, before: Iterable[str], there: set[str]) -> list[str]:
@@ -438,10 +445,10 @@ class Exchange:
             return [HangUp(name)]
         leg = self.legs.get(name)
         if leg is not None:
-            leg.left_app, leg.has_left = "", False
+            leg.left_app, leg.is_here, leg.has_left = "", True, False
         if args[:1] == [TRANSFERRED]:
             leg = leg or self.adopt(name, now)
-            leg.is_away = False
+            leg.is_here, leg.is_away = True, False
             status = dial_status(args[1] if len(args) > 1 else "")
             return [Tell(TransferUpdate(name, status, wants_document=True))]
         if leg is None and name.startswith(CALL_PREFIX):
@@ -464,7 +471,7 @@ class Exchange:
             found[1]: found[2] for one in told if (found := _HEADER.fullmatch(one)) is not None
         }
         called = channel.dialplan.exten
-        leg = self.legs[channel.id] = Leg(channel.id, arguments=told)
+        leg = self.legs[channel.id] = Leg(channel.id, arguments=told, is_here=True)
         request = VoiceRequest(
             channel.id,
             channel.caller.number[:64],

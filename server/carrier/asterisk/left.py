@@ -78,17 +78,22 @@ class Left:
             CallNotInProgress: The call is over, or its phone still rings.
             CarrierError: Refused or not reached.
         """
-        if call_sid in self._exchange.legs:
+        before = self._exchange.legs.get(call_sid)
+        if before is not None and not before.has_left:
             return False
         # Before it is asked for: that it starts here is then no news.
-        self._exchange.adopt(call_sid, trio.current_time())
+        leg = self._exchange.adopt(call_sid, trio.current_time())
         try:
-            if not await self._hands.has(call_sid):
+            if before is None and await self._hands.has(call_sid):
+                leg.is_here = True
+            else:  # which it is later: our app is told
                 await self._hands.move_here(call_sid)
+            leg.has_left = False
             if call_sid.startswith(CALL_PREFIX):
                 await self._check_answered(call_sid)
         except BaseException:
-            self._exchange.forget(call_sid)
+            if before is None:  # of one that has left it is being asked whether it is over
+                self._exchange.forget(call_sid)
             raise
         return True
 
