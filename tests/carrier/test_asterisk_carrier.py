@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,6 +25,7 @@ from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.carrier import AsteriskCarrier
 from server.carrier.asterisk.events import EVENTS
 from server.carrier.asterisk.exchange import bridge_of, call_of
+from server.carrier.asterisk.steps import Drop, OpenStream
 from server.carrier.webhooks import (
     ConnectStream,
     EndCall,
@@ -249,6 +250,21 @@ async def test_a_call_whose_replaced_stream_fails_late_goes_on_with_the_other(pb
 
     assert goes_on
     assert requests(pbx, "DELETE", f"/channels/{IN}") == 0
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_nothing_is_kept_of_a_stream_that_is_opened_when_its_call_is_over(pbx, is_refused):
+    media = f"offhook.media.1.{IN}"
+    if is_refused:
+        pbx.fails("POST", "/externalMedia", status=500)
+    async with hearing(pbx, Desk(ANSWERS)) as carrier:
+        await carrier._hands.do(Drop(media))
+        with pytest.raises(CarrierError) if is_refused else nullcontext():
+            await carrier._hands.do(OpenStream(IN, media, "tick"))
+        await pbx.until(lambda: media not in pbx.channels)
+        kept = carrier._hands._joined
+
+    assert kept == {}
 
 
 async def test_a_hang_up_that_fails_is_tried_again(pbx):

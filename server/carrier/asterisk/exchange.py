@@ -486,7 +486,7 @@ class Exchange:
     def _media_started(self, name: str) -> list[Step]:
         leg = self.legs.get(call_of(name))
         if leg is None or leg.media_id != name:
-            return [HangUp(name)]
+            return [Drop(name)]
         if leg.is_joined:
             return []
         leg.is_open = leg.is_joined = True

@@ -445,17 +445,21 @@ class Hands:
     async def _open_stream(self, call_sid: str, media_id: str, ticket: str) -> None:
         self._joined[media_id] = trio.Event()
         arguments = f"v(process={self._process})" if self._process else ""
-        await self._ari.post(
-            *("channels", "externalMedia"),
-            app=self._app,
-            channelId=media_id,
-            external_host=self._client,
-            transport="websocket",
-            encapsulation="none",
-            format=self._law,
-            transport_data=f"f(json){arguments}",
-            variables={CALL_VARIABLE: call_sid, TICKET_VARIABLE: ticket},
-        )
+        try:
+            await self._ari.post(
+                *("channels", "externalMedia"),
+                app=self._app,
+                channelId=media_id,
+                external_host=self._client,
+                transport="websocket",
+                encapsulation="none",
+                format=self._law,
+                transport_data=f"f(json){arguments}",
+                variables={CALL_VARIABLE: call_sid, TICKET_VARIABLE: ticket},
+            )
+        except BaseException:
+            self._joined.pop(media_id, None)
+            raise
 
     async def _join(self, call_sid: str, media_id: str) -> None:
         bridge_id = bridge_of(media_id)
