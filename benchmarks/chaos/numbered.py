@@ -163,15 +163,21 @@ def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparis
         starts: Where something new begins in ``sent``; after a gap it most likely goes on there.
     """
     found = Comparison()
+    levels = arrived.replace(bytes([SILENCE]), b"")
     at = last = silence = odd = 0
+    heard = -1
     for index, level in enumerate(arrived):
         if level == SILENCE:
             silence += 1
             continue
+        heard += 1
         # Frames from behind a gap that fit by accident move it, by less than a group.
         if at >= len(sent) or level != sent[at]:
             window = arrived[index : index + WINDOW].partition(bytes([SILENCE]))[0]
-            ahead = _find(sent, window, at, starts)
+            # What drips has a pause every few frames, and is known by what comes behind that.
+            ahead = _find(sent, levels[heard : heard + WINDOW], at)
+            if ahead < 0:
+                ahead = _find(sent, window, at, starts)
             if ahead < 0:
                 if len(window) < WINDOW and level != NO_LEVEL:
                     found.unclear += 1
@@ -201,7 +207,7 @@ def compare(sent: bytes, arrived: bytes, starts: Sequence[int] = ()) -> Comparis
     return found
 
 
-def _find(sent: bytes, window: bytes, at: int, starts: Sequence[int]) -> int:
+def _find(sent: bytes, window: bytes, at: int, starts: Sequence[int] = ()) -> int:
     """Where what has arrived is in what was sent, from a position on; -1 if that is not clear."""
     if len(window) == WINDOW:
         return sent.find(window, at)

@@ -155,5 +155,31 @@ def test_a_few_frames_after_a_gap_are_where_something_new_begins():
     assert (found.lost, found.unclear, found.strange) == (70, 0, 0)
 
 
+@pytest.mark.parametrize("frames", range(1, 8))
+@pytest.mark.parametrize("at", range(20, 48))
+def test_what_drips_in_pieces_of_less_than_a_group_loses_nothing_behind_what_was_cut(at, frames):
+    sent = levels_of(60, 100) + levels_of(84, 66)
+    pieces = [sent[100 + start : 100 + start + frames] for start in range(0, 66, frames)]
+
+    found = compare(
+        sent, bytes([SILENCE]) * 6 + (bytes([SILENCE]) * 6).join([sent[:at], *pieces]), (0, 100)
+    )
+
+    assert [gap.sent_at + gap.frames for gap in found.gaps] == [100]
+    assert (found.lost, found.doubled, found.strange) == (100 - at, 0, 0)
+
+
+@pytest.mark.parametrize("frames", range(1, 8))
+@pytest.mark.parametrize("lost", [1, 5, 9, 30])
+def test_what_is_lost_of_what_drips_is_found_to_the_frame(lost, frames):
+    sent = levels_of(84, 200)
+    left = sent[:70] + sent[70 + lost :]
+    pieces = [left[start : start + frames] for start in range(0, len(left), frames)]
+
+    found = compare(sent, (bytes([SILENCE]) * 4).join(pieces), (0,))
+
+    assert (found.lost, found.doubled, found.strange) == (lost, 0, 0)
+
+
 def test_what_has_not_come_at_the_end_is_unheard():
     assert compare(SENT, SENT[:450]).unheard == 50
