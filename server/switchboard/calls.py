@@ -499,9 +499,10 @@ class Calls:
                 await media.aclose(POLICY_VIOLATION, refusal)
             return None
         ownership = call.ownership
-        if call.conversation.answered_at is None and ownership.generation > FIRST_GENERATION:
+        is_answer = call.conversation.answered_at is None and call.end_reason is None
+        if is_answer and ownership.generation > FIRST_GENERATION:
             # Whose it is could not be said when it began, and another may have it as much as we;
-            # the caller is here.
+            # the caller is here. One that ends is given back at the generation that it has.
             ownership.generation += 1
             self._cluster.hold(call.call_sid, ownership.generation)
         return Claim(call, started)

@@ -441,7 +441,9 @@ class Rescue:
         carrier, tickets, hearing = self._calls.carrier, self._calls.tickets, call.hearing
 
         def ticket() -> str | None:
-            if call.conversation.line is not None or call.handover.has_left:
+            c = call.conversation
+            # It may have ended while the registry was asked, and its tickets be forgotten for good.
+            if c.end_reason is not None or c.line is not None or call.handover.has_left:
                 return None
             shown = tickets.issue_unasked(call, trio.current_time())
             if shown is not None:

@@ -833,6 +833,34 @@ async def test_a_carrier_that_asks_meanwhile_is_not_told_besides(
     assert process.carrier.reconnected == []
 
 
+async def test_the_carrier_is_not_told_of_a_call_that_ends_while_it_is_asked_whose_it_is(
+    autojump_clock, process, nursery, monkeypatch
+):
+    asked, answer = trio.Event(), trio.Event()
+
+    async def is_current(call_sid: str, generation: int) -> bool:
+        if not asked.is_set():
+            asked.set()
+            await answer.wait()
+        return True
+
+    process.left()
+    monkeypatch.setattr(process.calls._new, "is_current", is_current)
+    nursery.start_soon(process.rescue.run)
+    await asked.wait()
+    (call,) = process.calls.register.live
+    call.end(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+    was_over = call.is_over
+    answer.set()
+    await wait_all_tasks_blocked()
+
+    assert was_over
+    assert process.carrier.reconnected == []
+    assert process.calls.tickets.of(call) == []
+    assert process.calls.tickets._again == {}  # or the call would be kept for good
+
+
 async def on_stream(process, nursery, ticket: str) -> MemoryMedia:
     """The carrier opens a stream with this ticket."""
     media = MemoryMedia()
@@ -986,3 +1014,29 @@ async def test_of_two_that_have_a_call_as_much_the_one_that_the_caller_talks_wit
     assert [call.end_reason for call in process.calls.register.live] == [None]
     assert other.calls.register.live == []
     assert other.kept == []
+
+
+async def test_a_stream_that_comes_when_its_call_ends_does_not_claim_it_anew(
+    autojump_clock, process, monkeypatch
+):
+    asked, answer = trio.Event(), trio.Event()
+
+    async def is_current(call_sid: str, generation: int) -> bool:
+        asked.set()
+        await answer.wait()
+        return True
+
+    monkeypatch.setattr(process.calls._new, "is_current", is_current)
+    reply = await process.calls.answer(SID, "+15005550001", Agent(), generation=2)
+    (call,) = process.calls.register.live
+    call.end(EndReason.HUNG_UP)
+    await asked.wait()  # it is not over yet
+    media = MemoryMedia()
+    media.event(media.start(SID, reply.ticket))
+    claim = await process.calls.claim(media)
+    answer.set()
+    await call.finished.wait()
+
+    assert claim.call is call
+    assert call.ownership.generation == 2
+    assert process.store.calls[SID] == Holding(process.cluster.me, 2)
