@@ -530,15 +530,14 @@ class Rescue:
 
         async def check(call: Call) -> None:
             nonlocal known
+            generation = call.ownership.generation
             try:
-                ours = await self._cluster.registry.is_current(
-                    call.call_sid, call.ownership.generation
-                )
+                ours = await self._cluster.registry.is_current(call.call_sid, generation)
             except RegistryAway:
                 known = False
                 return
-            if not ours:
-                _disown(call)
+            if not ours and call.ownership.generation == generation:
+                _disown(call)  # else its caller has come meanwhile: see Calls.claim
 
         while waiting and known:
             some, waiting = waiting[:CHECKED_AT_ONCE], waiting[CHECKED_AT_ONCE:]

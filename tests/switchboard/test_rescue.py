@@ -15,6 +15,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
+from server.call.call import Call
 from server.call.options import CallOptions
 from server.call.takeover.state import AwayState, CallState
 from server.carrier import CallStatus, StatusUpdate, TransferUpdate
@@ -1040,3 +1041,39 @@ async def test_a_stream_that_comes_when_its_call_ends_does_not_claim_it_anew(
     assert claim.call is call
     assert call.ownership.generation == 2
     assert process.store.calls[SID] == Holding(process.cluster.me, 2)
+
+
+async def is_found_out(process: Process, call: Call, by: str) -> None:
+    """Whose a call is turns out, by one of those who ask."""
+    if by == "rescue":
+        await process.rescue._check([call])
+    else:
+        assert await call.fence.is_ours()
+
+
+@pytest.mark.parametrize("by", ["rescue", "fence"])
+async def test_a_call_whose_caller_comes_while_it_is_asked_whose_it_is_goes_on(
+    autojump_clock, process, nursery, monkeypatch, by
+):
+    """Its generation is another one since, so what is said of the one before says nothing."""
+    asked, answer = trio.Event(), trio.Event()
+    registry = process.cluster.registry
+    is_current = registry.is_current
+
+    async def late(call_sid: str, generation: int) -> bool:
+        asked.set()
+        await answer.wait()
+        return await is_current(call_sid, generation)
+
+    monkeypatch.setattr(registry, "is_current", late)
+    monkeypatch.setattr(process.calls._new, "is_current", late)
+    reply = await process.calls.answer(SID, "+15005550001", Agent(), generation=2)
+    (call,) = process.calls.register.live
+    nursery.start_soon(is_found_out, process, call, by)
+    await asked.wait()
+    await on_stream(process, nursery, reply.ticket)
+    answer.set()
+    await wait_all_tasks_blocked()
+
+    assert call.ownership.generation == 3
+    assert call.end_reason is None

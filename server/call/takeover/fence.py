@@ -111,12 +111,15 @@ class Fence:
         ours: bool | None = None
         for _ in range(ASKS):
             self._missed_s, ours, hastes = missed_s(), None, own.hastes
+            generation = own.generation
             with trio.move_on_after(FENCE_TIMEOUT_S):
                 try:
-                    ours = await own.is_current(c.call_sid, own.generation)
+                    ours = await own.is_current(c.call_sid, generation)
                 except RegistryAway as away:
                     logger.debug("nobody can say whose a call is", reason=str(away))
-            if missed_s() - self._missed_s < HELD_UP_S:
+            if own.generation != generation:  # its caller has come here meanwhile
+                ours = None
+            elif missed_s() - self._missed_s < HELD_UP_S:
                 break
             if ours:  # or was, before we were held up
                 ours = None
