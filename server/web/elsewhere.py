@@ -20,6 +20,7 @@ from server.cluster.passing_on import FINAL, PASSED_BACK, PASSED_ON, Hop, Worker
 from server.cluster.registry import Holding, Member, RegistryAway
 from server.errors import CallRefused
 from server.service import Service
+from server.switchboard.register import LOOK_UP_TIMEOUT_S
 from server.switchboard.rescue import CallLost
 from server.web.api import Answer, error_body, refusal, retry_after
 from server.web.http_request import content_of
@@ -57,6 +58,9 @@ HOLD_ON_PAUSE_S = 0.1
 DENIALS = 2
 """So often a call's process has to say that it does not have it: at first its way there may be the
 longer one."""
+BEGIN_S = 2.0
+"""For the process of a call that comes in to begin it, beside what a ``route`` and the database may
+take: the carrier waits for fifteen seconds, and another process may have to begin it yet."""
 ORPHAN_S = 30.0
 """For so long after its process was last heard of, a call may yet be taken over by another."""
 MAX_TAKERS = 3
@@ -74,6 +78,7 @@ class Elsewhere:
         self._service = service
         # The longest is a dial: its turn, and the carrier asked several times.
         self._timeout_s = service.settings.max_dial_wait_s + 5 * service.settings.carrier_timeout_s
+        self._begin_s = BEGIN_S + LOOK_UP_TIMEOUT_S + service.settings.agents_route_timeout_s
 
     @property
     def may_be_asked(self) -> bool:
@@ -489,14 +494,9 @@ class Elsewhere:
             if asked == cluster.me:
                 return generation
             if asked.name not in gone and not self._is_gone(asked):
-                try:
-                    return _response(await self._give(asked.name, body, generation))
-                except WorkerLost as lost:
-                    if lost.reached and not self._is_gone(asked):
-                        # It may have the call by now.
-                        error = json.dumps(worker_lost(lost).body)
-                        return Response(error, 502, content_type="application/json")
-                    gone |= {asked.name}
+                if (theirs := await self._give_named(asked, body, generation)) is not None:
+                    return theirs
+                gone |= {asked.name}
             try:
                 found = await self._service.rescue.take_or_begin(call_sid, holding)
             except CallRefused as refused:
@@ -504,6 +504,23 @@ class Elsewhere:
             if found is not None:
                 return found
         raise RegistryAway("who is to have this call could not be settled")
+
+    async def _give_named(self, asked: Member, body: bytes, generation: int) -> Response | None:
+        """What a process answers that is to have a named call; None if it is gone, or as silent."""
+        for _ in range(2):  # it may be slow
+            asked_at = trio.current_time()
+            try:
+                return _response(await self._give(asked.name, body, generation, self._begin_s))
+            except WorkerLost as lost:
+                if not lost.reached or self._is_gone(asked):
+                    return None
+            if trio.current_time() - asked_at < self._begin_s:
+                break
+            if self._age_s(asked) >= QUIET_S:
+                logger.warning("a process does not begin its call", worker=asked.name)
+                return None  # should it do so yet, the call is another's by then
+        answer = worker_lost(WorkerLost(asked.name, reached=True))  # it may have the call by now
+        return Response(json.dumps(answer.body), 502, content_type="application/json")
 
     @property
     def is_given(self) -> bool:
@@ -518,11 +535,13 @@ class Elsewhere:
             name, request.scope, body, hop, timeout_s=timeout_s or self._timeout_s
         )
 
-    async def _give(self, name: str, body: bytes, generation: int = 1) -> httpx2.Response:
+    async def _give(
+        self, name: str, body: bytes, generation: int = 1, timeout_s: float | None = None
+    ) -> httpx2.Response:
         # Nothing may wait between the choice of a process and this: it is counted from here on.
         self._service.metrics.passed_on.labels("new-call").inc()
         return await self._service.cluster.new_calls.give(
-            name, request.scope, body, timeout_s=self._timeout_s, generation=generation
+            name, request.scope, body, timeout_s=timeout_s or self._timeout_s, generation=generation
         )
 
     async def _body(self) -> bytes:

@@ -27,6 +27,8 @@ from server.cluster.cluster import Cluster
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.passing_on import WorkerLost
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
+from server.dialogue.endings import EndReason
+from server.settings.settings import Settings
 from server.switchboard.rescue import Rescue
 from server.web.elsewhere import Elsewhere
 from tests.support.call_names import CALL_NAMES
@@ -630,25 +632,48 @@ async def test_nothing_of_a_call_that_is_over_is_left(two, tmp_path):
 # -- who takes an inbound call ---------------------------------------------------------------
 
 
+CARRIER_WAITS_S = 15.0
+
+
 class Asking(Elsewhere):
-    """Asks the other processes; those that are named here are not reached."""
+    """Asks the other processes; those that are named here are not reached, or do not answer."""
 
     may_be_asked = True
 
-    def __init__(self, cluster: Cluster, gone: set[str], *, reached: bool = False) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        gone: set[str],
+        *,
+        reached: bool = False,
+        answers_late: bool = False,
+        said_s_ago: float = 0.0,
+    ) -> None:
         calls = make_calls(cluster=cluster)
         rescue = Rescue(calls, cluster, Agent, lease_s=3.0)
-        self._service = SimpleNamespace(cluster=cluster, calls=calls, rescue=rescue)
+        service = SimpleNamespace(
+            cluster=cluster, calls=calls, rescue=rescue, settings=Settings(_env_file=None)
+        )
+        super().__init__(service)
         self._gone = gone
         self._reached = reached
+        self._answers_late = answers_late
+        self._said_s_ago = said_s_ago
         self.given: list[str] = []
 
     async def _body(self) -> bytes:
         return b""
 
-    async def _give(self, name: str, body: bytes, generation: int = 1) -> httpx2.Response:
+    def _age_s(self, member: Member) -> float:
+        return self._said_s_ago
+
+    async def _give(
+        self, name: str, body: bytes, generation: int = 1, timeout_s: float | None = None
+    ) -> httpx2.Response:
         await trio.lowlevel.checkpoint()
         self.given.append(name)
+        if self._answers_late:
+            await trio.sleep(timeout_s)
         if name in self._gone:
             raise WorkerLost(name, reached=self._reached)
         return httpx2.Response(200, content=b"theirs")
@@ -774,6 +799,57 @@ async def test_a_call_that_a_slow_process_was_given_is_not_taken_by_another(thre
     assert answer.status_code == 502
     assert asking.given == ["2"]
     assert await owner(first, "CA1") == "2"
+
+
+@pytest.mark.parametrize("said_s_ago", [60.0, 4.9], ids=["before", "when it was asked"])
+async def test_a_call_that_was_given_to_a_process_which_was_just_stopped_is_begun_in_time(
+    autojump_clock, three, said_s_ago
+):
+    first, _, _ = three
+    await first.claim("CA1", "2")
+    asking = Asking(first, {"2"}, reached=True, answers_late=True, said_s_ago=said_s_ago)
+    asked_at = trio.current_time()
+
+    generation = await asking.for_named_call("CA1")
+
+    assert generation == 2
+    assert asking.given == ["2"]
+    assert await owner(first, "CA1") == "0"
+    assert trio.current_time() - asked_at <= CARRIER_WAITS_S / 2
+
+
+async def test_a_call_stays_with_a_process_that_is_slow_and_there(autojump_clock, three):
+    first, _, _ = three
+    await first.claim("CA1", "2")
+    asking = Asking(first, {"2"}, reached=True, answers_late=True)
+    asked_at = trio.current_time()
+
+    answer = await asking.for_named_call("CA1")
+
+    assert answer.status_code == 502
+    assert asking.given == ["2", "2"]
+    assert await owner(first, "CA1") == "2"
+    assert trio.current_time() - asked_at <= CARRIER_WAITS_S
+
+
+async def test_a_process_that_begins_a_call_too_late_does_nothing_to_whoever_has_it(two, nursery):
+    ours, theirs = two
+    calls = make_calls(
+        cluster=theirs, is_current=theirs.registry.is_current, keep=theirs.registry.keep
+    )
+    await nursery.start(calls.run)
+    holding = await ours.claim("CA1", theirs.me.name)
+    await ours.registry.seize("CA1", holding)
+    ours.hold("CA1", 2)
+    await calls.answer("CA1", "+15005550001", Agent(), generation=1, answer_timeout_s=0.05)
+    (call,) = calls.register.live
+    await call.finished.wait()
+    await until(lambda: not calls.register.live)
+
+    assert call.end_reason is EndReason.MOVED
+    assert calls.carrier.hung_up == calls.carrier.said == []
+    assert await ours.registry.owner("CA1") == Holding(ours.me, 2)
+    assert await ours.registry.is_current("CA1", 2)
 
 
 # -- real processes --------------------------------------------------------------------------

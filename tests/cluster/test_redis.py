@@ -16,6 +16,8 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import wait_all_tasks_blocked
 
+from server.agent.agent import Agent
+from server.cluster.cluster import Cluster
 from server.cluster.proof import Prover
 from server.cluster.redis import redis_registry
 from server.cluster.redis.answers import anything
@@ -26,10 +28,12 @@ from server.cluster.redis.scripts import _PUT as PUT
 from server.cluster.redis.scripts import MEMBERS_TTL_S, Step
 from server.cluster.redis.writing import MAX_WRITES
 from server.cluster.registry import Holding, Load, Member, RegistryAway, Seized
+from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
 from server.metrics import RegistryMetrics
 from server.settings.cluster import RegistryAddress
 from server.settings.settings import Settings
+from server.switchboard.rescue import Rescue
 from tests.support.nodes import Talk
 from tests.support.redis_servers import (
     IGNORES_UNCLOSED,
@@ -39,6 +43,7 @@ from tests.support.redis_servers import (
     surely,
     until,
 )
+from tests.support.switchboards import make_calls
 from tests.support.tls_peers import authority_in
 
 pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
@@ -120,6 +125,25 @@ async def test_a_call_that_is_seized_brings_its_newest_state_with_it(three):
     assert await current(second, "CA1", 2)
     assert not await current(first, "CA1", 1)
     assert await first.calls_of(first.me) == {}
+
+
+async def test_a_process_that_begins_a_call_too_late_does_nothing_to_whoever_has_it(three, nursery):
+    first, second, _ = three
+    cluster = Cluster(node="n0", secrets=[SECRET], make_registry=lambda me: first)
+    calls = make_calls(cluster=cluster, is_current=first.is_current, keep=first.keep)
+    Rescue(calls, cluster, Agent, lease_s=60.0)  # is told what is lost
+    await nursery.start(calls.run)
+    await second.seize("CA1", await second.claim("CA1", first.me))
+    await until(lambda: second._writing._ours.unsaid == 0)
+    await calls.answer("CA1", "+15005550001", Agent(), generation=1)
+    (call,) = calls.register.live
+    await call.finished.wait()
+    await until(lambda: not calls.register.live)
+
+    assert call.end_reason is EndReason.MOVED
+    assert calls.carrier.hung_up == calls.carrier.said == []
+    assert await second.owner("CA1") == Holding(second.me, 2)
+    assert await current(second, "CA1", 2)
 
 
 async def test_a_state_is_made_when_it_is_written_of_the_call_as_it_is_then(three):

@@ -150,6 +150,36 @@ async def test_a_process_that_was_stopped_gives_up_the_calls_that_went_on_elsewh
     assert [record["state"] for record in records] == ["live"] * 4
 
 
+async def test_callers_are_answered_while_a_process_that_has_room_for_them_is_stopped(tmp_path):
+    async with server_process(tmp_path, KNOWN_SECRET, **PATIENT) as server:
+        await server.both_ready()
+        url = str(server.http.base_url).rstrip("/")
+        stopped = server.workers()[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            phones = [
+                server.twilio.dial_in(
+                    f"{url}/twiml",
+                    from_number="+15005550199",
+                    script="talks",
+                    status_url=f"{url}/call-status",
+                )
+                for _ in range(4)
+            ]
+            with trio.fail_after(PATIENCE_S):
+                for phone in phones:
+                    await phone.wait_streams(1)
+                    await phone.phone.sounded.wait()
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        records = [await record_of(server, phone) for phone in phones]
+        await end(server, phones)
+
+    assert [record["state"] for record in records] == ["live"] * 4
+    # The second time it is somebody's, and once more when its caller has come.
+    assert {record["generation"] for record in records} == {1, 3}
+
+
 async def wait_ended_as_moved(server: ServerProcess, count: int) -> None:
     pattern = re.compile(r'^offhook_calls_ended_total\{.*reason="moved".*\} ([0-9.]+)$', re.M)
     with trio.fail_after(PATIENCE_S):
