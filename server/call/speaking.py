@@ -99,7 +99,8 @@ class Speaking:
                 c.ear.understood()
                 notes.transcript.caller_said(text, c.since_answer(now))
             case ToolCallsRequested(calls=calls, turn=turn):
-                turns.tools_called((call.id for call in calls), turn)
+                words_follow = self._toolbox.words_follow(calls)
+                turns.tools_called((call.id for call in calls), turn, words_follow=words_follow)
                 c.turn_changed.set()
                 notes.tools_called((call.id, call.name) for call in calls)
                 c.errands.begin(self._toolbox.run, self._answer_tools)
@@ -227,7 +228,9 @@ class Speaking:
 
     def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:
         c = self._conversation
+        c.passing.collect()  # what was said before is no answer to them
         c.session.send_tool_results(results)
-        c.notes.tools_answered(result.id for result in results)
-        c.turns.tools_answered((result.id for result in results), trio.current_time())
+        ids, now = [result.id for result in results], trio.current_time()
+        c.notes.tools_answered(ids)
+        c.turns.tools_answered(ids, now, owed_from=c.playout.audible_until(now))
         c.turn_changed.set()

@@ -14,6 +14,8 @@ import structlog
 import trio
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from server.agent.builtin import send_dtmf, voicemail_reached
+from server.agent.outcome import TOOL_NAME
 from server.agent.tool import MAX_ERROR, MAX_RESULT_BYTES, LiveCall, Tool, ToolError
 from server.errors import innermost
 from server.logs.authors import hint_of
@@ -23,6 +25,8 @@ from server.model import ToolCall, ToolResult
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 MAX_THREADS = 8
 """Plain functions one call may have running; one that never ends cannot starve other calls."""
+SILENT = frozenset({TOOL_NAME, send_dtmf.name, voicemail_reached.name})
+"""Functions whose answers tell the agent nothing to speak of."""
 
 
 class LoopBreaker:
@@ -143,6 +147,16 @@ class Toolbox:
                 logger.warning("functions were not run", refused=refused, called=len(fresh))
         if fresh:
             self._requests[0].send_nowait(tuple(fresh))
+
+    def words_follow(self, calls: Iterable[ToolCall]) -> bool | None:
+        """Whether the agent has to speak about what comes of these; None if that is not known.
+
+        Surely where it has told the caller to wait for it.
+        """
+        names = {call.name for call in calls}
+        if any(name in self._tools and self._tools[name].filler for name in names):
+            return True
+        return False if names <= SILENT else None
 
     def cancel(self, ids: Iterable[str]) -> None:
         """The model has taken these back: they are cancelled, and must not be answered."""

@@ -9,6 +9,16 @@ NEVER = float("inf")
 """When nothing is due."""
 BELIEVED_S = 12.0
 """Speech of which nothing but a detector tells: no transcript, no interruption, no answer."""
+AUDIBLE_S = 0.1
+"""Audible agent audio that counts as an answer: a word is longer, a click is not."""
+SLOW_SHARE = 0.1
+SLOW_S = 0.4
+"""A turn whose gaps are longer than both this and that share of it came slower than real time."""
+FASTEST_CHARS_PER_S = 30.0
+"""Twice as fast as anybody speaks: a text that is longer than its audio allows was broken off."""
+SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201d)")
+"""Full stops and their kin, also of Chinese, Arabic and Hindi, and what may close after them."""
+QUESTION_MARKS = frozenset("?\uff1f\u061f")
 
 
 class Rung(StrEnum):
@@ -90,6 +100,49 @@ class TimeIsUp:
 
 
 Decision = Recover | AskIfThere | GiveUpCaller | WrapUp | TimeIsUp
+
+
+@dataclass(slots=True)
+class AgentTurn:
+    """A turn of the agent's as far as it has come, and what may be wrong with it."""
+
+    number: int
+    audio_s: float = 0.0
+    audible_s: float = 0.0
+    began_at: float = -NEVER
+    """When its first audible audio came, if it began with that."""
+    text_chars: int = 0
+    text_end: str = "."
+    last_audio_at: float = 0.0
+    called_tools: bool = False
+    """And has not been heard since they were answered: its words may be the next turn's."""
+    words_follow: bool | None = False
+    """Whether there is something to say then; None if not known."""
+    audible_before_s: float = 0.0
+    """What of it was heard when an answer came to be owed all the same: it is none."""
+    generated: bool = False
+    over: bool = False
+
+    @property
+    def is_audible(self) -> bool:
+        """Whether enough of it can be heard to be an answer."""
+        return self.audible_s - self.audible_before_s >= AUDIBLE_S
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether a turn that is said to be complete is not.
+
+        The service sends ``generationComplete`` before the end of every turn that was not
+        interrupted. Its absence alone is not enough: the text must be unfinished, too.
+        """
+        if self.generated or self.text_chars == 0:
+            return False
+        is_too_long = self.text_chars > FASTEST_CHARS_PER_S * self.audio_s
+        return is_too_long or self.text_end not in SENTENCE_ENDS
+
+    def was_slow(self, starved_s: float) -> bool:
+        """Whether it came slower than it is spoken, having left the caller so long in silence."""
+        return starved_s > SLOW_S and starved_s > SLOW_SHARE * self.audio_s
 
 
 @dataclass(slots=True)

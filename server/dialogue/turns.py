@@ -14,8 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from server.dialogue.remedies import (
+    AUDIBLE_S,
     LADDER,
     NEVER,
+    QUESTION_MARKS,
+    AgentTurn,
     AskIfThere,
     Awaited,
     Belief,
@@ -32,13 +35,8 @@ from server.dialogue.time_left import TimeLeft
 CONNECTION_LOST = "CONNECTION_LOST"
 """Our own reason for the end of a turn of which no more will come."""
 
-AUDIBLE_S = 0.1
-"""Audible agent audio that counts as an answer: a word is longer, a click is not."""
 QUIET_TURN_S = 0.3
 """A turn with this much audio of which nothing is audible was near-silent, not empty."""
-SLOW_SHARE = 0.1
-SLOW_S = 0.4
-"""A turn whose gaps are longer than both this and that share of it came slower than real time."""
 SLOW_TURNS = 2
 """Slow turns in a row after which another connection is worth its while."""
 SHORTEST_ANSWERABLE_S = 0.2
@@ -47,42 +45,6 @@ SPOKEN_OVER_S = 1.0
 """Speech over the agent's own that demands an answer: less is "uh-huh", which is well ignored."""
 SHORT_ANSWER_S = 1.0
 """Speech up to which a turn is a short one, which services are reported to take no notice of."""
-FASTEST_CHARS_PER_S = 30.0
-"""Twice as fast as anybody speaks: a text that is longer than its audio allows was broken off."""
-SENTENCE_ENDS = frozenset(".!?\u2026\u3002\uff01\uff1f\u061f\u0964\"'\u00bb\u201d)")
-"""Full stops and their kin, also of Chinese, Arabic and Hindi, and what may close after them."""
-
-
-@dataclass(slots=True)
-class _AgentTurn:
-    number: int
-    audio_s: float = 0.0
-    audible_s: float = 0.0
-    began_at: float = -NEVER
-    """When its first audible audio came, if it began with that."""
-    text_chars: int = 0
-    ends_well: bool = True
-    """Whether its text ends where a sentence may."""
-    last_audio_at: float = 0.0
-    called_tools: bool = False
-    """And has not been heard since they were answered: its words may be the next turn's."""
-    generated: bool = False
-    over: bool = False
-
-    @property
-    def is_broken_off(self) -> bool:
-        """Whether a turn that is said to be complete is not.
-
-        The service sends ``generationComplete`` before the end of every turn that was not
-        interrupted. Its absence alone is not enough: the text must be unfinished, too.
-        """
-        if self.generated or self.text_chars == 0:
-            return False
-        return not self.ends_well or self.text_chars > FASTEST_CHARS_PER_S * self.audio_s
-
-    def was_slow(self, starved_s: float) -> bool:
-        """Whether it came slower than it is spoken, having left the caller so long in silence."""
-        return starved_s > SLOW_S and starved_s > SLOW_SHARE * self.audio_s
 
 
 @dataclass(slots=True)
@@ -116,9 +78,11 @@ class Turns:
     """The rung to try next."""
     _aided: bool = False
     """Whether what is awaited now has needed a rung."""
+    _may_be_said: bool = False
+    """Whether what is awaited may have been said before a function: then an empty turn says so."""
     _working_until: float = -NEVER
     """Until when a model that says it is at work on more is believed."""
-    _turn: _AgentTurn = field(default_factory=lambda: _AgentTurn(0, over=True))
+    _turn: AgentTurn = field(default_factory=lambda: AgentTurn(0, over=True))
     _cut_up_to: int = 0
     _slow_turns: int = 0
     _quiet_since: float = NEVER
@@ -230,7 +194,7 @@ class Turns:
         if sure is False:
             return
         latest = max(self._deadline, self._belief.until())
-        self._awaited, self._fault = Awaited.ANSWER, None
+        self._awaited, self._fault, self._may_be_said = Awaited.ANSWER, None, False
         self._deadline = min(max(self._deadline, asked_at + self._timeout_s), latest)
 
     def caller_active(self, now: float) -> None:
@@ -271,7 +235,7 @@ class Turns:
             agent_turn.called_tools = False
         if audible and self._working_until > -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
-        if self._awaited is None or agent_turn.audible_s < AUDIBLE_S:
+        if self._awaited is None or not agent_turn.is_audible:
             return False
         if not self._aided:
             self._rung = 0  # it works again, by itself
@@ -284,7 +248,7 @@ class Turns:
             self._deadline = self._haste.sign(self._deadline)
             agent_turn = self._begin(turn)
             agent_turn.text_chars += len(text)
-            agent_turn.ends_well = stripped[-1] in SENTENCE_ENDS
+            agent_turn.text_end = stripped[-1]
 
     def agent_generated(self, turn: int) -> None:
         """All audio of this turn has come."""
@@ -329,7 +293,9 @@ class Turns:
         if reason == "NEED_MORE_INPUT":
             return  # it means to wait; the deadline says for how long it may
         if agent_turn.audible_s < AUDIBLE_S:
-            if self._awaited is not None:
+            if self._may_be_said and reason is None:
+                self._settle()
+            elif self._awaited is not None:
                 quiet = agent_turn.audio_s >= QUIET_TURN_S
                 self._fault = Fault.QUIET_TURN if quiet else Fault.EMPTY_TURN
             return
@@ -398,20 +364,52 @@ class Turns:
             patience_s = self.patience.rung_timeout_s if heard_until is None else 0.0
             self.rest_due = since + patience_s
 
-    def tools_called(self, ids: Iterable[str], turn: int) -> None:
-        """The model waits for functions: nothing can be expected of it until they are answered."""
+    def tools_called(
+        self, ids: Iterable[str], turn: int, *, words_follow: bool | None = None
+    ) -> None:
+        """The model waits for functions: nothing can be expected of it until they are answered.
+
+        Args:
+            ids: The calls.
+            turn: The turn they are of.
+            words_follow: Whether the agent speaks when it has the answers: surely where all it says
+                before is "one moment", never where they tell it nothing; None if not known.
+        """
         self._deadline = self._haste.sign(self._deadline)
         if turn > self._cut_up_to:
-            self._begin(turn).called_tools = True
+            its = self._begin(turn)
+            its.called_tools = True
+            if words_follow is not False and not its.words_follow:
+                its.words_follow = words_follow
         self.tools_open.update(ids)
 
-    def tools_answered(self, ids: Iterable[str], now: float) -> None:
-        """Functions were answered, or called off."""
+    def tools_answered(self, ids: Iterable[str], now: float, *, owed_from: float = NEVER) -> None:
+        """Functions were answered, or called off.
+
+        What the agent said before it called them may have been no answer: then that is still owed.
+
+        Args:
+            ids: The calls.
+            now: The time.
+            owed_from: From when on: when all that it said is heard. NEVER if they were called off.
+        """
         self.tools_open.difference_update(ids)
-        self._turn.last_audio_at = max(self._turn.last_audio_at, now)
+        its = self._turn
+        its.last_audio_at = max(its.last_audio_at, now)
         self._belief.sign(now)
-        if not self.tools_open and self._awaited is not None:
+        if self.tools_open:
+            return
+        words_follow, its.words_follow = its.words_follow, False
+        if self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
+        if self._quiet_since == NEVER:
+            return
+        self._quiet_since = max(self._quiet_since, now)
+        is_owed = words_follow or (words_follow is None and its.text_end not in QUESTION_MARKS)
+        if is_owed and its.is_audible and self._awaited is None and owed_from < NEVER:
+            self._expect(Awaited.ANSWER, max(now, owed_from), self.patience.reply_timeout_s)
+            self._may_be_said = words_follow is None
+            its.audible_before_s = its.audible_s
 
     def unavailable(self, fault: Fault, now: float) -> None:
         """The rung that was to be climbed does not exist for this session: go on to the next."""
@@ -494,20 +492,20 @@ class Turns:
         self._timeout_s = timeout_s
         self._deadline = max(now + timeout_s, self._working_until)
         self._haste.over()
-        self._fault = None
+        self._fault, self._may_be_said = None, False
         self.rest_due = NEVER
 
     def _settle(self) -> None:
         self._awaited = None
         self._deadline = NEVER
         self._haste.over()
-        self._fault = None
+        self._fault, self._may_be_said = None, False
         self.rest_due = NEVER
         self._aided = False
 
-    def _begin(self, turn: int) -> _AgentTurn:
+    def _begin(self, turn: int) -> AgentTurn:
         if turn != self._turn.number:
-            self._turn = _AgentTurn(turn)
+            self._turn = AgentTurn(turn)
         return self._turn
 
     def _find_fault(self, now: float, agent_until: float) -> Fault | None:
@@ -525,7 +523,12 @@ class Turns:
         turn = self._turn
         if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == NEVER:
             return NEVER
-        stalled_at = max(turn.last_audio_at, agent_until) + self.patience.stall_timeout_s
+        patience_s = self.patience.stall_timeout_s
+        if turn.called_tools:  # what comes now is an answer, if anything does
+            if self._awaited is not None:
+                return NEVER
+            patience_s = max(patience_s, self.patience.reply_timeout_s)
+        stalled_at = max(turn.last_audio_at, agent_until) + patience_s
         return max(stalled_at, self._working_until)
 
     def _climb(self, fault: Fault, now: float) -> Recover:

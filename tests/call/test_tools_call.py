@@ -7,12 +7,24 @@ from dataclasses import replace
 import pytest
 import trio
 
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.agent.builtin import hang_up, send_dtmf
+from server.agent.tool import tool
 from server.carrier.keypad import key_tone
 from server.demo.tools import ask_the_warehouse, look_up_order, opening_hours, read_meter
+from server.dialogue.remedies import Patience
+from server.model import (
+    AgentTranscript,
+    GenerationComplete,
+    ToolCall,
+    ToolCallsRequested,
+    TurnComplete,
+)
 from server.simulators.gemini import MODEL_SCRIPTS, FunctionCall
 from server.simulators.phone import HangUp, HearPause, HearSpeech, PhoneScript, Say, Wait
+from tests.support.calls_on_a_rig import SECOND_PCM
+from tests.support.calls_on_a_rig import Rig as MemoryRig
 from tests.support.rig import calling
 from tests.support.serving import serving
 
@@ -109,6 +121,91 @@ async def test_a_caller_who_interrupts_a_function_has_it_cancelled(autojump_cloc
     assert rig.sessions[0].tool_results == {}
     assert rig.sessions[0].mistakes == []
     assert rig.record["transcript"][-1]["speaker"] == "agent"  # it answered the interruption
+
+
+LOOK_UP_S = 20.0
+
+
+@tool(filler="One moment.", timeout_s=30.0)
+async def look_up() -> str:
+    """Look something up."""
+    await trio.sleep(LOOK_UP_S)
+    return "found"
+
+
+@tool(timeout_s=30.0)
+async def look_up_unannounced() -> str:
+    """Look something up, too."""
+    return await look_up()
+
+
+async def asked_to_wait(rig: MemoryRig, nursery: trio.Nursery, function: str) -> float:
+    """Have a caller told to wait for a function; returns when its answer was sent."""
+    await rig.begin(nursery)
+    rig.audio(SECOND_PCM * 2, turn=1)
+    rig.session.event(AgentTranscript("One moment.", 1))
+    rig.session.event(GenerationComplete(1))
+    rig.session.event(ToolCallsRequested((ToolCall("f1", function, {}),), 1))
+    rig.session.event(TurnComplete(1, None))
+    rig.session.texts.clear()
+    called_at = trio.current_time()
+    await trio.sleep(LOOK_UP_S + 0.01)
+    assert [result.id for result in rig.session.results] == ["f1"]
+    assert rig.session.texts == []  # nobody was asked whether they are there
+    return called_at + LOOK_UP_S
+
+
+@pytest.mark.parametrize("function", ["look_up", "look_up_unannounced"])
+async def test_a_model_that_says_nothing_to_a_function_its_caller_waits_for_is_asked_to(
+    autojump_clock, nursery, function
+):
+    patience = Patience()
+    rig = MemoryRig(
+        agent=Agent(tools=(look_up, look_up_unannounced)), patience=patience, media_timeout_s=60.0
+    )
+    answered_at = await asked_to_wait(rig, nursery, function)
+
+    await trio.sleep(patience.reply_timeout_s)
+
+    assert rig.session.texts == [(answered_at + patience.reply_timeout_s, phrases.NUDGE_TO_ANSWER)]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [("look_up", [phrases.NUDGE_TO_ANSWER]), ("look_up_unannounced", [])]
+)
+async def test_an_empty_turn_is_an_answer_unless_the_agent_has_promised_one(
+    autojump_clock, nursery, function, said
+):
+    rig = MemoryRig(agent=Agent(tools=(look_up, look_up_unannounced)), media_timeout_s=60.0)
+    await asked_to_wait(rig, nursery, function)
+    rig.session.event(TurnComplete(2, None))
+    await trio.sleep(1.0)
+
+    assert [text for _, text in rig.session.texts] == said
+    nursery.cancel_scope.cancel()
+
+
+async def test_nothing_is_asked_of_a_model_that_has_pressed_keys_and_listens(
+    autojump_clock, nursery
+):
+    patience = Patience()
+    rig = MemoryRig(agent=Agent(tools=(send_dtmf,)), patience=patience, media_timeout_s=60.0)
+    await rig.begin(nursery)
+    rig.audio(SECOND_PCM, turn=1)
+    rig.session.event(GenerationComplete(1))
+    call = ToolCall("f1", "send_dtmf", {"digits": "1"})
+    rig.session.event(ToolCallsRequested((call,), 1))
+    rig.session.event(TurnComplete(1, None))
+    rig.session.texts.clear()
+    while not rig.session.results:
+        rig.media.echo_marks()
+        await trio.sleep(0.1)
+
+    await trio.sleep(patience.reply_timeout_s + 1.0)
+
+    assert rig.session.texts == []
+    nursery.cancel_scope.cancel()
 
 
 # ------------------------------------------------------------------------------------------
