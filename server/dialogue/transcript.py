@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +22,18 @@ USUAL_CHARS_PER_S = 15.0
 """How fast people speak, letters and spaces, until we have heard this agent for a while."""
 ENOUGH_S = 5.0
 """Speech after which its own rate is known."""
+LONGEST_WORD = 40
+"""Characters. Where there is no space among so many, none is to be expected."""
+_BESIDE_A_BREAK = re.compile(
+    # White space; what is written without: Thai, Lao; Burmese; Khmer; Chinese and Japanese with
+    # their marks, and what is as wide.
+    r"[\s\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u3190-\u9fff\uf900-\ufaff\uff00-\uffef"
+    r"\U00020000-\U0003ffff]"
+)
+_NEVER_LAST = frozenset("\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4\u200d")
+"""Vowels of Thai and Lao that are written before their consonant, and what joins characters."""
+_NEVER_FIRST = frozenset("\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3\u200d")
+"""Vowels of theirs that are written behind it."""
 
 
 @dataclass(slots=True)
@@ -49,7 +63,8 @@ class SpokenTurn:
         """The text up to the word that the caller has heard last.
 
         The service gives no word times, so a turn breaks where the heard share of the audio falls
-        in the text, on a word boundary at or before it. The text of a turn that is still coming is
+        in the text, on a word boundary at or before it: between any two characters where words are
+        written without spaces. The text of a turn that is still coming is
         ahead of its audio, by seconds: how long that would have taken is estimated.
 
         Args:
@@ -61,7 +76,31 @@ class SpokenTurn:
         if self.heard_s >= whole_s - SAME_S:
             return self.text
         at = int(len(self.text) * self.heard_s / whole_s)
-        return self.text[: self.text.rfind(" ", 0, at + 1) + 1].rstrip()
+        return self.text[: _break_before(self.text, at)].rstrip()
+
+
+def _break_before(text: str, at: int) -> int:
+    """Find the last place at or before this one where a text can be broken off.
+
+    Args:
+        text: The text.
+        at: A place in it, before its end.
+
+    Returns:
+        How many characters are before the break.
+    """
+    first = max(0, at - LONGEST_WORD)
+    places = [place for place in range(at, first, -1) if _may_break(*text[place - 1 : place + 1])]
+    for place in places:
+        if _BESIDE_A_BREAK.search(text, place - 1, place + 1):
+            return place
+    return 0 if first == 0 else next(iter(places), first)
+
+
+def _may_break(one: str, other: str) -> bool:
+    """Whether two characters are not part of the same one to whoever reads them."""
+    is_mark = unicodedata.category(other).startswith("M")
+    return not (is_mark or one in _NEVER_LAST or other in _NEVER_FIRST)
 
 
 class Transcript:

@@ -38,6 +38,37 @@ def test_a_cut_falls_on_the_word_boundary_before_it(heard_s, text):
     assert turn.heard_text(15.0) == text
 
 
+@pytest.mark.parametrize(
+    ("text", "heard_s", "heard"),
+    [
+        ("ご予約は明日の九時です。", 5.0, "ご予約は明日"),
+        ("您的预订是明天上午九点。", 2.5, "您的预"),
+        ("I sent it to 田中さん today", 7.6, "I sent it to 田中さん"),
+        ("I sent it to 田中さん today", 6.6, "I sent it to 田中"),
+        ("Windowsの設定です", 4.0, ""),
+        ("พรุ่งนี้เก้าโมงเช้า", 5.0, "พรุ่งนี้"),  # no vowel without its consonant
+        ("น้ำ" * 4, 4.5, "น้ำ"),
+        ("a" * 100, 5.0, "a" * 50),
+        ("e\u0301" * 50, 5.1, "e\u0301" * 25),
+        ("one two " + "a" * 30, 5.0, "one two"),
+    ],
+)
+def test_a_cut_is_found_where_words_are_written_without_spaces(text, heard_s, heard):
+    turn = SpokenTurn("agent", 0.0, text, 1, heard_s, made_s=10.0, complete=True)
+
+    assert turn.heard_text(15.0) == heard
+
+
+def test_what_was_not_heard_of_a_language_without_spaces_is_shown_apart():
+    transcript = Transcript()
+    transcript.agent_said("ご予約は明日の九時です", 1, 0.0)
+    transcript.agent_complete(1)
+    transcript.agent_heard(1, heard_s=4.0, made_s=11.0, cut=True)
+
+    (turn,) = transcript.as_list()
+    assert (turn["text"], turn["unheard"]) == ("ご予約は", "明日の九時です")
+
+
 def test_text_that_is_ahead_of_its_audio_was_not_heard_with_it():
     # Two seconds of audio have come and were heard, but the text is already much longer.
     text = "one two three four five six seven eight nine ten eleven twelve"
