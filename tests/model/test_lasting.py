@@ -18,6 +18,7 @@ from server.agent.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AgentAudio,
+    GenerationComplete,
     Interrupted,
     PastTurn,
     Reconnected,
@@ -532,6 +533,27 @@ async def test_an_answered_call_is_told_in_words_if_the_answer_may_be_forgotten(
 
     assert talk.services[0].tool_results == {call.id: {"output": "red"}}
     assert '{"output":"red"}' in talk.services[1].texts[-1]
+
+
+async def test_an_answer_in_the_turn_that_called_is_not_asked_for_again_once_it_was_given(
+    autojump_clock,
+):
+    config = types.LiveConnectConfig(tools=[TOOL])
+    model = "gemini-2.5-flash-native-audio-latest"
+    async with talking(ModelScript(tool_calls=1), config=config, model=model) as talk:
+        await talk.say(speech(1.0) + silence(2.0))
+        (request,) = talk.all(ToolCallsRequested)
+        (call,) = request.calls
+        filler = AgentAudio(bytes(960), request.turn, trio.current_time())
+        talk.session._take(talk.session._connection, filler)  # "One moment."
+        talk.session.send_tool_results((ToolResult(call.id, call.name, {"output": "red"}),))
+        await talk.say_until(lambda: bool(talk.all(GenerationComplete)), silence(0.1))
+        assert talk.all(TurnComplete) == []
+        assert await talk.session.reconnect(Way.FRESH, "no-reply")
+        await talk.say(silence(3.0))
+
+    assert talk.all(GenerationComplete) == [GenerationComplete(request.turn)]
+    assert talk.services[1].texts == []
 
 
 # --- A dead connection

@@ -105,6 +105,7 @@ class LastingSession:
         self._is_resumable = False
         self._noises = 0  # times when a sound alone was in the way of a rotation
         self._calls = ToolCallsMade()
+        self._has_results = False  # sent since the agent was last heard
 
     async def run(self) -> None:
         """Make and leave connections until cancelled; see :meth:`server.model.Session.run`."""
@@ -151,7 +152,7 @@ class LastingSession:
         now = trio.current_time()
         plan.opened(now)
         repeated_bytes = self._input.rewind(resumed=attempt.way is Way.RESUME)
-        self._repeating = None
+        self._repeating, self._has_results = None, False
         self._turns.opened(connection)
         if self._turns.is_on:
             self._input.put(Edge.BEGINS)  # if nothing of it is to be said again
@@ -335,8 +336,10 @@ class LastingSession:
         answered: int | None = None  # up to where in the input
         side.note(event)
         match event:
-            case AgentAudio() if not spoke or side.turn != turn:
+            case AgentAudio() if not spoke or side.turn != turn or self._has_results:
+                # Some models go on with a turn that has called, when they have the results.
                 side.answers_up_to = unanswered.sent_up_to()
+                self._has_results = False
             case GenerationComplete() if spoke:
                 self._plan.note_answer()
                 answered = side.answers_up_to
@@ -483,6 +486,7 @@ class LastingSession:
                 yield connection.text_message(text)
             if known:
                 yield connection.tool_results_message(known)
+                self._has_results = True  # here, that message is on its way
 
     # Going on elsewhere.
 
