@@ -115,6 +115,7 @@ class Transcript:
         self._dropped = self._told = 0
         self._repeated: SpokenTurn | None = None  # is being recognised once more
         self._is_fresh = False  # and nothing of it has come again yet
+        self._repeated_after = 0  # the agent's turn before
 
     def agent_said(self, text: str, turn: int, at_s: float) -> None:
         """Add a piece of the agent's words to its turn."""
@@ -140,14 +141,18 @@ class Transcript:
         callers = (turn for turn in reversed(self.turns) if turn.speaker == "caller")
         self._repeated = next(callers, None)
         self._is_fresh = self._repeated is not None
+        self._repeated_after = max(self._by_number, default=0)
 
     def agent_heard(self, turn: int, *, heard_s: float, made_s: float, cut: bool) -> None:
         """Say how much of an agent turn the caller has heard, and how much there was."""
+        if cut:
+            self._answered_by(turn)
         if (spoken := self._by_number.get(turn)) is not None:
             spoken.heard_s, spoken.made_s, spoken.cut = heard_s, made_s, cut
 
     def agent_complete(self, turn: int) -> None:
         """The model has sent all of this agent turn."""
+        self._answered_by(turn)
         if (spoken := self._by_number.get(turn)) is not None:
             spoken.complete = True
 
@@ -204,6 +209,14 @@ class Transcript:
             (self._dropped + place, self._as_dict(self.turns[place], words, chars_per_s))
             for place in range(first, last)
         ]
+
+    def _answered_by(self, turn: int) -> None:
+        """This agent turn is over: whatever the caller says from now on is new.
+
+        What was to be recognised once more may not have been: then it stays as it is.
+        """
+        if turn > self._repeated_after:
+            self._repeated, self._is_fresh = None, False
 
     def _chars_per_s(self) -> float:
         """How fast this agent speaks, by the turns that were generated to their ends."""

@@ -179,7 +179,8 @@ class Reconnected(msgspec.Struct, frozen=True):
     repeated_s: float = 0.0
     """Caller audio that the model is given once more, because it had not answered it."""
     words_repeated: bool = False
-    """Whether :class:`CallerTranscript` events will report words again that have been reported."""
+    """Whether :class:`CallerTranscript` events will report words again that have been reported, and
+    all of them since the last answer."""
 
     @property
     def is_smooth(self) -> bool:

@@ -124,6 +124,37 @@ def test_what_is_recognised_once_more_takes_its_own_place():
     assert texts == ["I would like a room", "Well", "Which one?", "The blue one"]
 
 
+@pytest.mark.parametrize("ended", ["generated", "cut"])
+@pytest.mark.parametrize("has_words", [True, False])
+def test_what_is_not_recognised_once_more_stays_and_the_next_question_is_another(ended, has_words):
+    transcript = Transcript()
+    transcript.agent_said("Hello.", 1, 0.0)
+    transcript.caller_said("A room, please", 1.0)
+    transcript.caller_repeats()
+    if has_words:
+        transcript.agent_said("Which one?", 2, 3.0)
+    if ended == "generated":
+        transcript.agent_complete(2)
+    else:
+        transcript.agent_heard(2, heard_s=0.5, made_s=2.0, cut=True)
+    transcript.caller_said(" The blue one", 5.0)
+
+    words = [turn.text.strip() for turn in transcript.turns if turn.speaker == "caller"]
+    parts = ["A room, please", "The blue one"]
+    assert words == (parts if has_words else [" ".join(parts)])
+
+
+def test_the_end_of_an_older_turn_does_not_end_what_is_being_recognised_once_more():
+    transcript = Transcript()
+    transcript.agent_said("Hello.", 1, 0.0)
+    transcript.caller_said("I would", 1.0)
+    transcript.caller_repeats()
+    transcript.agent_heard(1, heard_s=0.5, made_s=2.0, cut=True)
+    transcript.caller_said("I would like a room", 2.0)
+
+    assert [turn.text for turn in transcript.turns] == ["Hello.", "I would like a room"]
+
+
 def settled(transcript: Transcript, heard: int | None, *, words: bool = True):
     return [
         (number, turn["speaker"], turn["text"])

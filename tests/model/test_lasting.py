@@ -18,6 +18,7 @@ from server.agent.agent import Agent
 from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     AgentAudio,
+    CallerTranscript,
     GenerationComplete,
     Interrupted,
     PastTurn,
@@ -177,6 +178,19 @@ async def test_a_question_whose_answer_broke_off_is_answered_again(
     assert news.repeated_s == pytest.approx(2.0 + 0.3 + 0.8, abs=0.15)
     assert news.words_repeated
     assert news.gap_s == pytest.approx(0.1)
+
+
+async def test_words_of_a_question_of_which_only_the_end_is_said_again_are_not_all_repeated(
+    autojump_clock,
+):
+    async with talking("drop-1006") as talk:
+        talk.session.send_text("Greet.")
+        await talk.say(silence(6.0) + speech(15.0) + silence(8.0))
+
+    (news,) = talk.all(Reconnected)
+    assert talk.all(CallerTranscript)
+    assert 8.0 < news.repeated_s < 10.1
+    assert not news.words_repeated
 
 
 async def test_a_greeting_that_broke_off_is_asked_for_again(autojump_clock):

@@ -226,3 +226,42 @@ def test_what_could_not_be_sent_is_said_again() -> None:
     kept.rewind(resumed=True)
 
     assert take_all(kept) == [loud(1)]
+
+
+def put_and_send(kept: UnansweredInput, *chunks: bytes) -> None:
+    for chunk in chunks:
+        kept.put(chunk)
+        take_all(kept)
+
+
+def test_a_turn_of_which_the_beginning_was_let_go_is_not_said_again_from_its_beginning() -> None:
+    kept = UnansweredInput(max_kept_s=1.0)
+    put_and_send(kept, *[loud(n) for n in range(80)])
+
+    kept.rewind(resumed=False)
+
+    assert not kept.reaches_back
+
+
+def test_silence_and_answered_sound_that_were_let_go_take_nothing_from_a_turn() -> None:
+    kept = UnansweredInput(max_kept_s=1.0)
+    put_and_send(kept, *[loud(n) for n in range(80)])
+    kept.answered(kept.sent_up_to())
+    put_and_send(kept, *[silent(n) for n in range(80)], *[loud(n) for n in range(20)])
+
+    kept.rewind(resumed=False)
+
+    assert kept.reaches_back
+
+
+def test_what_a_resumed_session_remembers_of_a_turn_is_not_said_again() -> None:
+    kept = UnansweredInput()
+    put_and_send(kept, *[loud(n) for n in range(20)])
+    kept.remembered(kept.sent_up_to())
+    put_and_send(kept, *[loud(n) for n in range(20)])
+
+    kept.rewind(resumed=True)
+    assert not kept.reaches_back
+
+    kept.rewind(resumed=False)
+    assert kept.reaches_back

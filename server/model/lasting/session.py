@@ -168,7 +168,9 @@ class LastingSession:
                 gap_s=now - plan.left_at,
                 lost_s=lost_bytes / PCM_BYTES_PER_S,
                 repeated_s=repeated_bytes / PCM_BYTES_PER_S,
-                words_repeated=repeated_bytes > 0 and self._words_reported,
+                words_repeated=(
+                    repeated_bytes > 0 and self._words_reported and self._input.reaches_back
+                ),
             )
             logger.info("model reconnected", reason=news.reason, way=news.way, gap_s=news.gap_s)
             self._tell(news)

@@ -86,12 +86,15 @@ class UnansweredInput:
 
     Attributes:
         lost_bytes: Caller audio that had to make room before it was ever sent.
+        reaches_back: Whether all sound since the last answer was said again to the newest
+            connection: what is recognised then is no less than what was recognised before.
     """
 
     def __init__(
         self, max_kept_s: float = MAX_KEPT_S, max_waiting_s: float = MAX_WAITING_S
     ) -> None:
         self.lost_bytes = 0
+        self.reaches_back = True
         self._max_bytes = int(max_kept_s * PCM_BYTES_PER_S)
         self._max_waiting_bytes = int(max_waiting_s * PCM_BYTES_PER_S)
         self._newest = 0
@@ -103,6 +106,7 @@ class UnansweredInput:
         self._word_bytes = 0  # of what has been sent
         self._answered = 0
         self._remembered = 0  # by the session that the handle stands for
+        self._forgotten = 0  # up to here: the newest sound that has made room
 
     def put(self, content: Input) -> None:
         """Add what is to be said next."""
@@ -194,6 +198,9 @@ class UnansweredInput:
         quiet: deque[tuple[int, Input]] = deque()  # and words
         while again and not is_sound(again[0][1]):
             quiet.append(again.popleft())
+        self.reaches_back = self._forgotten <= self._answered and not any(
+            number > self._answered and is_sound(content) for number, content in self._sent
+        )
         while quiet and audio_bytes(quiet[0][1]):
             self._sent.append(quiet.popleft())
         words = [item for item in quiet if not audio_bytes(item[1])]
@@ -232,6 +239,7 @@ class UnansweredInput:
 
     def _make_room(self) -> None:
         while self._sent and (self._audio_bytes > self._max_bytes or self._is_crowded):
+            self._note_forgotten(*self._sent[0])
             self._drop(self._sent)
         index = 0
         while index < len(self._waiting) and (
@@ -241,10 +249,16 @@ class UnansweredInput:
             if size := audio_bytes(content):
                 if number > self._newest_sent:
                     self.lost_bytes += size
+                self._note_forgotten(number, content)
                 self._audio_bytes -= size
                 del self._waiting[index]
             else:
                 index += 1  # words and tool answers are few, and worth more than old audio
+
+    def _note_forgotten(self, number: int, content: Input) -> None:
+        # To know of one is enough: nothing is looked at twice for this in a turn.
+        if self._forgotten <= self._answered < number and is_sound(content):
+            self._forgotten = number
 
     def _drop(self, items: deque[tuple[int, Input]]) -> None:
         content = items.popleft()[1]
