@@ -1105,7 +1105,7 @@ async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery
     run = partial(trio.run_process, ["sh", "-c", command], env=environment, check=False)
     process = await nursery.start(run)
     idle: list[trio.SocketStream] = []
-    answers = []
+    answers: list[bytes] = []
     with trio.fail_after(60):
         while not idle:
             with suppress(OSError):
@@ -1115,7 +1115,7 @@ async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery
             idle.append(await trio.open_tcp_stream("127.0.0.1", port))
             with suppress(trio.BrokenResourceError):
                 await idle[-1].send_all(said)
-        for _ in range(10):
+        while [answer[9:12] for answer in answers[-10:]] != [b"200"] * 10:
             answers.append(
                 await _ask(("127.0.0.1", port), b"GET /readyz HTTP/1.1\r\n" + HOST + b"\r\n")
             )
@@ -1123,7 +1123,8 @@ async def test_more_idle_sockets_than_descriptors_do_not_end_the_service(nursery
         await trio.aclose_forcefully(client)
     process.terminate()
 
-    assert [answer for answer in answers if answer[9:12] != b"200"] == []
+    # Until the first of the others are let go of there may be too few for a call, and it says so.
+    assert [answer for answer in answers if answer[9:12] not in (b"200", b"503")] == []
 
 
 # ------------------------------------------------------------------------------------------
