@@ -161,7 +161,7 @@ class Call:
 
         self.ownership = ownership or Ownership()
         self.fence = c.carrier = Fence(c, carrier, self.ownership)
-        self.report = Report(c, time.time())
+        self.report = Report(c, time.time(), self.ownership.wall_time())
         self.report.generation = self.ownership.generation
         self.apology = Apology(c, self.progress)
         self.handover = Handover(c)

@@ -83,6 +83,7 @@ def state(**differences) -> CallState:
             "machine": MachineState(AnsweredBy.MACHINE_START, "message"),
             "recording_parts": 1,
             "parts_at_s": (10.5,),
+            "began_at": 1_790_000_000.75,
             **differences,
         }
     )
@@ -100,6 +101,15 @@ def test_when_the_parts_of_a_recording_began_is_not_known_from_an_older_program(
 
     assert old.recorded_at_s == (None, None)
     assert state(recording_parts=2, parts_at_s=(10.5, 60.25)).recorded_at_s == (10.5, 60.25)
+
+
+def test_by_the_clock_of_all_it_is_not_known_from_an_older_program_when_a_call_began():
+    content = msgspec.json.decode(msgspec.json.encode(state()))
+    del content["began_at"]
+
+    old = CallState.decode(b"1" + zlib.compress(msgspec.json.encode(content)))
+
+    assert old == msgspec.structs.replace(state(), began_at=None)
 
 
 def test_whoever_takes_a_call_up_tells_its_own_receiver():

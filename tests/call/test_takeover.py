@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from msgspec.structs import replace as replaced
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
@@ -219,10 +220,10 @@ async def two(nursery: trio.Nursery, **settings: Any):
 
 
 @asynccontextmanager
-async def three(nursery: trio.Nursery):
+async def three(nursery: trio.Nursery, **settings: Any):
     """Three processes, which take over from each other."""
     registry = Registry()
-    processes = [Process(registry) for _ in range(3)]
+    processes = [Process(registry, **settings) for _ in range(3)]
     for process in processes:
         await nursery.start(process.run)
     yield registry, *processes
@@ -408,21 +409,55 @@ async def test_what_is_left_of_a_call_is_as_long_on_a_machine_whose_clock_is_ano
     async with two(nursery, wall_time=lambda: shared()) as (_, first, second):
         call, media = await on_the_line(first, nursery, AGENT)
         await says(first, media, 1, "Good morning.")
-        ends_at, answered_at = call._time_limit.deadline, call.conversation.answered_at
+        c = call.conversation
+        began_at, answered_at, ends_at = c.notes.began_at, c.answered_at, call._time_limit.deadline
         await first.die()
         monkeypatch.setattr(time, "time", lambda: shared() + ahead_s)
         taken = second.take_up(AGENT)
         await wait_all_tasks_blocked()
-        left = taken._time_limit.deadline, taken.conversation.answered_at
+        c = taken.conversation
+        left = c.notes.began_at, c.answered_at, taken._time_limit.deadline
         gap_s = next(
             line["gap_s"] for line in taken.record().as_dict()["timeline"] if "gap_s" in line
         )
         taken.end(EndReason.HUNG_UP)
         await taken.finished.wait()
 
-    assert left == (pytest.approx(ends_at, abs=0.01), pytest.approx(answered_at, abs=0.01))
+    assert left == pytest.approx((began_at, answered_at, ends_at), abs=0.01)
     assert gap_s == pytest.approx(0.0, abs=1.0)
     assert taken.report.created_at == pytest.approx(call.report.created_at, abs=0.001)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_when_a_call_began_goes_on_from_machine_to_machine_whose_clocks_are_others(
+    autojump_clock, nursery, monkeypatch, is_old
+):
+    shared = time.time  # the registry's, which all know
+    monkeypatch.setattr(time, "time", lambda: shared() - 600.0)
+    async with three(nursery, wall_time=lambda: shared()) as (registry, first, second, third):
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        created_at, answered_s = call.report.created_at, call.record().details.answered_s
+        await first.die()
+        if is_old:  # of a program that did not say when it was by the registry's clock
+            registry.written.append(replaced(registry.state, began_at=None).encode())
+        else:
+            monkeypatch.setattr(time, "time", lambda: shared() + 7_200.0)
+        taken = second.take_up(AGENT)
+        await second.connect(nursery)
+        await trio.sleep(1.0)
+        await second.die()
+        monkeypatch.setattr(time, "time", lambda: shared() - 3_600.0)
+        again = third.take_up(AGENT)
+        await wait_all_tasks_blocked()
+        details = again.record().details
+        again.end(EndReason.HUNG_UP)
+        await again.finished.wait()
+
+    assert details.answered_s == pytest.approx(answered_s, abs=0.01)
+    assert details.timeline[-1][0] == pytest.approx(trio.current_time(), abs=0.01)
+    assert again.report.created_at == pytest.approx(created_at, abs=0.001)
+    assert again.report.began_at == pytest.approx(taken.report.began_at, abs=0.001)
 
 
 async def test_a_call_goes_on_where_its_process_has_left_it(autojump_clock, nursery):

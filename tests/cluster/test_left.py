@@ -142,8 +142,8 @@ async def theirs(ours):
     cluster.publish()
     registry, now = cluster.registry, time.time()
     talks = msgspec.structs.replace(
-        state(), kept_at=now, created_at=now, answered_at=now, ends_at=now + 3600.0,
-        away=None, machine=None, tools=(),
+        state(), kept_at=now, created_at=now, answered_at=now, began_at=now,
+        ends_at=now + 3600.0, away=None, machine=None, tools=(),
     )  # fmt: skip
     for call_sid in (LIVE, ENDED):
         registry.announce(call_sid, 1)

@@ -167,8 +167,8 @@ def left_by_one_that_is_gone(store: Store, sid: str = CALL_SID) -> None:
     """A machine has died, and this is what it has left of a call that talked."""
     now = time.time()
     left = msgspec.structs.replace(
-        state(), kept_at=now, created_at=now, answered_at=now, ends_at=now + 3600.0,
-        away=None, machine=None, tools=(),
+        state(), kept_at=now, created_at=now, answered_at=now, began_at=now,
+        ends_at=now + 3600.0, away=None, machine=None, tools=(),
     )  # fmt: skip
     # Nobody listens there any more.
     store.seen[GONE.name] = Seen(GONE, Load(accepts=True), 0.0, "http://127.0.0.1:1")

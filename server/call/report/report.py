@@ -31,10 +31,13 @@ MODALITIES = frozenset({"AUDIO", "TEXT", "IMAGE", "VIDEO"})
 class Report:
     """Makes the record of one call, at any time of its life."""
 
-    def __init__(self, conversation: Conversation, created_at: float) -> None:
+    def __init__(self, conversation: Conversation, created_at: float, began_at: float) -> None:
         self._conversation = conversation
         self.created_at = created_at
-        """In the world's time."""
+        """In the world's time, as the machine had it where the call began; by it a record is
+        known."""
+        self.began_at = began_at
+        """The same moment, in the time of all who may have the call."""
         self.generation = FIRST_GENERATION
         """For the how-manieth time the call is some process's."""
         self._failed: set[str] = set()

@@ -118,17 +118,19 @@ def go_on(
     """
     now = trio.current_time()
 
-    def at(then: float, wall: float = wall_time) -> float:
+    def at(then: float) -> float:
         """When something was, which cannot be later than now, whatever the clocks say."""
-        return now - max(0.0, wall - then)
+        return now - max(0.0, wall_time - then)
 
     notes = c.notes
     progress.go_on(state.status, state.sequence_number)
     if state.status.is_final:  # and its process was gone before it could end it
         c.end(EndReason.of_status(state.status))
     report.created_at, report.traceparent = state.created_at, state.traceparent
-    # By the clock of the machine where it began, as that is in the record.
-    notes.began_at = at(state.created_at, time.time())
+    if (began_at := state.began_at) is None:  # as an older program kept it: our clock has to do
+        began_at = state.created_at + wall_time - time.time()
+    report.began_at = began_at
+    notes.began_at = at(began_at)
     gap_s = round(now - at(state.kept_at), 3)
     taken_up = "taken up from another process"  # whoever has the line, it was lost
     notes.note_trouble(taken_up, gap_s=gap_s, generation=report.generation)

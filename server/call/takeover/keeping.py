@@ -151,7 +151,8 @@ class Keeping:
         c, report, client = self._conversation, self._report, self._ownership.client
         agent, metadata = c.party.agent, c.party.metadata
         is_played = c.answered_at is not None and bool(agent.greeting_audio)
-        fixed_of = agent, is_played, metadata, client, report.traceparent, report.created_at
+        began = report.created_at, report.began_at
+        fixed_of = agent, is_played, metadata, client, report.traceparent, *began
         if self._fixed_of and all(map(operator.is_, fixed_of, self._fixed_of)):
             return
         fixed: dict[str, object] = {
@@ -163,6 +164,7 @@ class Keeping:
             "agent": _agent_state(agent, is_played=is_played),
             "created_at": round(report.created_at, 3),
             "max_duration_s": c.options.max_duration_s,
+            "began_at": round(report.began_at, 3),
         }
         self._writer.fix(fixed)
         self._fixed_of = fixed_of

@@ -147,6 +147,7 @@ class CallState(msgspec.Struct, frozen=True):
     traceparent: Short
     agent: AgentState
     created_at: WallTime
+    """When it began by the clock of the machine where it did: so its record has it."""
     answered_at: WallTime | None
     ends_at: WallTime | None
     """When it may not go on any longer; None before it is answered."""
@@ -184,6 +185,8 @@ class CallState(msgspec.Struct, frozen=True):
     """Whether the agent has hung up: the call ends when its goodbye was heard."""
     parts_at_s: Annotated[tuple[Seconds | None, ...], Meta(max_length=MAX_PARTS)] = ()
     """When each part of the recording began; see :attr:`recorded_at_s`."""
+    began_at: WallTime | None = None
+    """When it began by the clock by which all else is told; None from an older program."""
 
     @property
     def recorded_at_s(self) -> tuple[float | None, ...]:
@@ -228,7 +231,7 @@ _decode_agent = msgspec.json.Decoder(AgentState).decode
 
 FIXED = (
     "direction", "number", "metadata", "client", "traceparent", "agent", "created_at",
-    "max_duration_s",
+    "max_duration_s", "began_at",
 )  # fmt: skip
 """What of a call hardly ever changes: more than half of its state."""
 _HEADER = b"\x78\x01"
