@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -309,7 +310,13 @@ class Records:
             self._told.give_up(lost, "the database does not take it")
             self._told.forget(told)
             self.outbox_changed.set()
-        refused = await self._in_thread(lambda: self._database.write_each(batch), self._writing)
+        is_over = threading.Event()
+        try:
+            refused = await self._in_thread(
+                lambda: self._database.write_each(batch, is_over.is_set), self._writing
+            )
+        finally:
+            is_over.set()  # a thread that was left to itself writes over nothing that is newer
         if refused:
             await self._set_refused_aside(refused)
         self._forget(batch)
@@ -559,7 +566,8 @@ class Records:
         # One in memory cannot hang, and its only connection must not be closed under a thread.
         may_hang = self._database.is_shared
         # A thread that is abandoned keeps its place until the database goes on; it may then write
-        # what was put aside meanwhile. Who takes that up sees it: events by ids, records by when.
+        # what was put aside meanwhile. Who takes that up sees it: events by ids, records by when;
+        # and so does the thread, should that have been taken up before.
         is_timed = may_hang and limiter is self._writing
         with trio.move_on_after(WRITE_TIMEOUT_S if is_timed else math.inf):
             return await trio.to_thread.run_sync(

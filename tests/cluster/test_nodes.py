@@ -724,9 +724,9 @@ async def test_a_machine_that_stops_lets_go_of_its_calls_once_their_records_are_
     seen: list[tuple[bytes, bool]] = []
     write, keep = Database.write_each, Shared.keep
 
-    def writing(self, records):
+    def writing(self, records, is_late):
         seen.extend((store.states[one["call_sid"]], False) for one in records)
-        return write(self, records)
+        return write(self, records, is_late)
 
     def keeping(self, call_sid, generation, state, **how):
         keep(self, call_sid, generation, state, **how)

@@ -337,9 +337,9 @@ def count_writes(records) -> list[int]:
     written: list[int] = []
     write = records._database.write
 
-    def counting(batch) -> None:
+    def counting(batch, is_late) -> None:
         written.append(len(batch))
-        write(batch)
+        write(batch, is_late)
 
     records._database.write = counting
     return written
@@ -502,6 +502,71 @@ def test_a_later_owner_that_writes_between_look_and_write_is_not_replaced(postgr
     assert came
     assert refused == []
     assert kept == record(1, status="theirs", generation=2) | {"call_sid": "CAlost"}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_what_is_written_late_replaces_nothing_that_was_kept_later_but_what_is_in_time_does(
+    server, is_whole, request, tmp_path
+):
+    found = f"sqlite:///{tmp_path}/x.db"
+    database = Database(
+        database_url(request.getfixturevalue("postgresql_url") if server != "sqlite" else found)
+    )
+    call_sids = [f"CAlate{is_whole}{n}" for n in range(4)]
+    part = {} if is_whole else {NOT_WHOLE: "lost"}
+
+    def versions(status: str, kept_at: float, generation: int = 1) -> list[dict]:
+        later = {"status": status, KEPT_AT: kept_at, "generation": generation} | part
+        return [record(1) | {"call_sid": call_sid} | later for call_sid in call_sids]
+
+    def statuses() -> list[str]:
+        return [database.get(call_sid)["status"] for call_sid in call_sids]
+
+    untold, *told = versions("there", 3.0)
+    del untold[KEPT_AT]  # of an older program
+    database.write([untold, *told[:2]])
+    late = database.write_each(versions("late", 2.0), lambda: True)
+    after_late = statuses()
+    later = database.write_each(versions("later", 4.0), lambda: True)
+    after_later = statuses()
+    in_time = database.write_each(versions("in time", 1.0))  # by another machine's clock
+    after_in_time = statuses()
+    owned = database.write_each(versions("its next owner's", 0.5, generation=2), lambda: True)
+    after_owned = statuses()
+    database.close()
+
+    assert late == later == in_time == owned == []
+    assert after_late == ["late", "there", "there", "late"]
+    assert after_later == ["later"] * 4
+    assert after_in_time == ["in time"] * 4
+    assert after_owned == ["its next owner's"] * 4
+
+
+def test_what_becomes_late_between_look_and_write_does_not_replace_what_came_there(postgresql_url):
+    address = database_url(postgresql_url)
+    mine, other = Database(address), Database(address)
+    mine.open()
+    other.open()
+    asked: list[str] = []
+
+    def is_late() -> bool:
+        asked.append("mine")
+        if len(asked) > 1:
+            return True
+        other.write_newer([record(1, status="newer") | {"call_sid": "CAslow", KEPT_AT: 2.0}])
+        return False
+
+    refused = mine.write_each(
+        [record(1, status="late") | {"call_sid": "CAslow", KEPT_AT: 1.0}], is_late
+    )
+    kept = mine.get("CAslow")
+    mine.close()
+    other.close()
+
+    assert len(asked) == 2
+    assert refused == []
+    assert kept["status"] == "newer"
 
 
 async def test_a_torn_or_hostile_file_gives_its_good_lines_and_is_kept_for_people(
@@ -809,6 +874,43 @@ async def test_what_a_database_that_stands_still_does_not_take_goes_to_a_file_an
     assert [(one["error"], one["exc_info"]) for one in failed] == [
         ("the database does not answer", False)
     ]
+
+
+async def test_what_a_thread_writes_late_replaces_nothing_that_another_process_has_taken_up(
+    file_url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(unsaved_module, "MAX_UNSAVED", 1)
+    hangs, goes_on = threading.Event(), threading.Event()
+    lock = Database._lock
+
+    def hang(database: Database, connection: sql.Connection) -> None:
+        if not hangs.is_set():
+            hangs.set()
+            goes_on.wait(60.0)
+        lock(database, connection)
+
+    async with running(file_url) as records:
+        await until(lambda: records._sweep_at > trio.current_time())  # takes nothing up itself
+        monkeypatch.setattr(store_module, "WRITE_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(Database, "_lock", hang)
+        records.keep(record(1, status="older"))
+        await until(hangs.is_set)
+        await until(lambda: not records._unsaved)
+        records.keep(record(1, status="newer"))
+        await until(lambda: not records._unsaved)
+        made = files(tmp_path)
+        async with running(file_url) as sibling:
+            await until(lambda: not files(tmp_path))
+            taken_up = await sibling.get(sid(1))
+        goes_on.set()
+        monkeypatch.setattr(store_module, "WRITE_TIMEOUT_S", 60.0)
+        records.keep(record(2))  # after what the thread writes
+        await until(lambda: not records._unsaved)
+        kept = await records.get(sid(1))
+
+    assert len(made) == 2
+    assert taken_up["status"] == kept["status"] == "newer"
+    assert failures(records, "given-up") == 0
 
 
 async def test_a_piece_that_a_hanging_database_does_not_delete_holds_up_no_record(

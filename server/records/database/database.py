@@ -32,10 +32,18 @@ class Database(Connections):
     Everything here may block, and raise ``SQLAlchemyError``.
     """
 
-    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def write(
+        self, records: Sequence[Mapping[str, Any]], is_late: Callable[[], bool] = lambda: False
+    ) -> None:
         """Write records, in the place of any with the same CallSid.
 
         What a later owner of the call has written stays, and so does what was written whole.
+
+        Args:
+            records: Which.
+            is_late: Whether nobody waits for this any more. What its owner has kept since may be
+                there already: then what is newer by when it was kept stays, too. Otherwise who
+                writes last is right, as that may be another machine, with a clock of its own.
         """
         self.open()
         if records:
@@ -48,15 +56,22 @@ class Database(Connections):
                     if are_whole
                     else _rank(record) >= _rank_there(there)
                 ),
+                is_late,
             )
 
-    def write_each(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
+    def write_each(
+        self, records: Sequence[Mapping[str, Any]], is_late: Callable[[], bool] = lambda: False
+    ) -> list[Refused]:
         """Write records; if one of them is never taken, all others and as much of it as is.
+
+        Args:
+            records: Which.
+            is_late: See :meth:`write`.
 
         Returns:
             Those that were not taken whole.
         """
-        return self._each(records, self.write)
+        return self._each(records, lambda some: self.write(some, is_late))
 
     def write_newer(self, records: Sequence[Mapping[str, Any]]) -> list[Refused]:
         """Write those of the records that are newer than what is there; see :meth:`write_each`."""
@@ -70,10 +85,7 @@ class Database(Connections):
         self._replace(
             {record["call_sid"]: record for record in records},
             statements.THERE,
-            lambda record, there: (
-                (*_rank(record), record[KEPT_AT])
-                > (*_rank_there(there), there.details.get(KEPT_AT, 0.0))
-            ),
+            _was_kept_later,
         )
 
     def _replace(
@@ -81,6 +93,7 @@ class Database(Connections):
         records: Mapping[str, Mapping[str, Any]],
         look: sql.Select[Any],
         is_newer: Callable[[Mapping[str, Any], Any], bool],
+        is_late: Callable[[], bool] = lambda: False,
     ) -> None:
         """Write records in the place of those that are older, as far as there are any.
 
@@ -91,9 +104,15 @@ class Database(Connections):
             self._lock(connection)
             newer = dict(records)
             older: list[str] = []
-            for there in connection.execute(look, {"names": list(newer)}):
+            names = {"names": list(newer)}
+            found, is_better = connection.execute(look, names).all(), is_newer
+            # Asked behind the lock: who takes up what was put aside after this comes after us.
+            if is_late():
+                found = connection.execute(statements.THERE, names).all()
+                is_better = _was_kept_later
+            for there in found:
                 ours = newer[there.call_sid]
-                if is_newer(ours, there) and not _is_of_another(ours, there):
+                if is_better(ours, there) and not _is_of_another(ours, there):
                     older.append(there.call_sid)
                 else:
                     del newer[there.call_sid]
@@ -253,6 +272,12 @@ def _rank(record: Mapping[str, Any]) -> tuple[int, bool]:
 def _rank_there(there: sql.Row[Any]) -> tuple[int, bool]:
     """The rank of what a database has of a call."""
     return there.generation, NOT_WHOLE not in there.details
+
+
+def _was_kept_later(record: Mapping[str, Any], there: sql.Row[Any]) -> bool:
+    """Whether a record is better than what a database has, or as good and newer."""
+    ours = (*_rank(record), record.get(KEPT_AT, 0.0))
+    return ours > (*_rank_there(there), there.details.get(KEPT_AT, 0.0))
 
 
 def _is_of_another(record: Mapping[str, Any], there: sql.Row[Any]) -> bool:
