@@ -276,5 +276,4 @@ async def _is_taken(line: Line | None) -> bool:
     with trio.move_on_after(TAKEN_S):
         if line is not None:
             await line.over.wait()
-        return True
-    return False
+    return line is None or line.over.is_set()  # also in the very pass in which the wait ended

@@ -126,9 +126,10 @@ class Speaking:
         c = self._conversation
         if c.stage is Stage.AWAY:
             # Nobody would hear it now, and nobody wants to hear it later.
-            c.turns.agent_cut(turn)
-            c.playout.interrupt(turn, received_at)
-            c.playout.push(self._encoder.encode(pcm), turn)
+            if c.line is None:  # while the carrier is being asked, they still hear what was sent
+                c.turns.agent_cut(turn)
+                c.playout.interrupt(turn, received_at)
+            c.playout.push(self._encoder.encode(pcm), turn, to_nobody=True)
             return
         if turn != c.agent_turn:
             # A new sentence owes nothing to the filter's memory of a turn that was cut.

@@ -145,8 +145,12 @@ class Playout:
 
     # -- from the model's side -------------------------------------------------------------
 
-    def push(self, payload: bytes, turn: int, received_at: float = 0.0) -> bool:
-        """Queue what the agent says; False if it was dropped: a turn that was cut, or too much."""
+    def push(
+        self, payload: bytes, turn: int, received_at: float = 0.0, *, to_nobody: bool = False
+    ) -> bool:
+        """Queue what the agent says; False if it was dropped: a turn that was cut, too much, or
+        what is said to nobody.
+        """
         is_full = (
             self._queued_bytes + len(payload) > MAX_QUEUED_BYTES or len(self._queue) > MAX_QUEUED
         )
@@ -155,7 +159,7 @@ class Playout:
             if turn not in self._made and len(self._made) >= MAX_TURNS:
                 del self._made[next(iter(self._made))]
             self._made[turn] = made_bytes + size
-        if turn <= self._cut_up_to or is_full:
+        if turn <= self._cut_up_to or is_full or to_nobody:
             self.dropped_bytes += size
             return False
         if received_at > 0.0:

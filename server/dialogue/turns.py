@@ -405,7 +405,9 @@ class Turns:
         if self._quiet_since == NEVER:
             return
         self._quiet_since = max(self._quiet_since, now)
-        is_owed = words_follow or (words_follow is None and its.text_end not in QUESTION_MARKS)
+        # A model that goes on in the same turn says by ending it that it has said all.
+        may_be_owed = words_follow is None and its.over and its.text_end not in QUESTION_MARKS
+        is_owed = words_follow or may_be_owed
         if is_owed and its.is_audible and self._awaited is None and owed_from < NEVER:
             self._expect(Awaited.ANSWER, max(now, owed_from), self.patience.reply_timeout_s)
             self._may_be_said = words_follow is None

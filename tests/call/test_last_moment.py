@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from trio._core import _run
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.agent import Agent
-from server.call.handover import REPORT_S
+from server.call.handover import REPORT_S, TAKEN_S, _is_taken
 from server.call.hearing import STREAM_OVER_S
 from server.carrier import CallStatus
 from server.carrier.keypad import PressedKeys
@@ -139,6 +140,27 @@ async def test_a_stream_whose_end_comes_at_the_last_moment_is_over(autojump_cloc
         line.over.set()
         await wait_all_tasks_blocked()
         assert is_over == [not was_late]
+        return was_late
+
+    assert await in_either_order(monkeypatch, scenario) == [False, True]
+
+
+async def test_a_stream_that_ends_at_the_last_moment_was_taken_by_a_transfer(
+    autojump_clock, monkeypatch
+):
+    async def scenario(nursery: trio.Nursery) -> bool:
+        line: Any = SimpleNamespace(over=trio.Event())
+        taken: list[bool] = []
+
+        async def wait() -> None:
+            taken.append(await _is_taken(line))
+
+        nursery.start_soon(wait)
+        await trio.sleep(TAKEN_S)
+        was_late = bool(taken)
+        line.over.set()
+        await wait_all_tasks_blocked()
+        assert taken == [not was_late]
         return was_late
 
     assert await in_either_order(monkeypatch, scenario) == [False, True]

@@ -231,6 +231,8 @@ async def test_of_a_turn_that_goes_on_while_the_caller_is_away_they_have_heard_w
     talking.nursery.start_soon(talking.ask_for_transfer)
     await trio.sleep(10.0)  # the carrier is asked
     session.event(AgentAudio(SECOND_PCM * 8, 1, trio.current_time()))
+    await wait_all_tasks_blocked()
+    assert talking.call.conversation.playout.is_playing(trio.current_time())  # what was sent before
     talking.media.hang_up()
     session.event(GenerationComplete(1))
     await wait_all_tasks_blocked()

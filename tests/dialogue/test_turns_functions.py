@@ -43,8 +43,11 @@ def answer(conversation: Talk, *, after_s: float) -> None:
     conversation.turns.tools_answered(["f1"], conversation.now, owed_from=conversation.agent_until)
 
 
-@pytest.mark.parametrize("is_over", [True, False], ids=["turn over", "turn open"])
-@pytest.mark.parametrize("words_follow", [True, None])
+@pytest.mark.parametrize(
+    ("is_over", "words_follow"),
+    [(True, True), (True, None), (False, True)],
+    ids=["turn over, surely", "turn over", "turn open, surely"],
+)
 def test_a_caller_who_was_told_to_wait_is_owed_the_answer_from_the_result_on(is_over, words_follow):
     conversation = told_to_wait(is_over=is_over, words_follow=words_follow)
     answer(conversation, after_s=20.0)
@@ -77,8 +80,18 @@ def test_the_answer_to_a_function_settles_what_was_owed_for_it(is_over):
     assert isinstance(conversation.wait(), AskIfThere)
 
 
+def test_a_turn_that_ends_without_another_word_after_its_function_says_that_all_was_said():
+    conversation = told_to_wait("Your table is booked.", is_over=False)
+    answer(conversation, after_s=0.5)
+    conversation.turns.agent_generated(1)
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert not conversation.turns.is_busy
+    assert isinstance(conversation.wait(), AskIfThere)
+
+
 def test_silence_in_the_turn_that_called_is_no_answer_whatever_it_said_before():
-    conversation = told_to_wait(is_over=False)
+    conversation = told_to_wait(is_over=False, words_follow=True)
     answer(conversation, after_s=5.0)
     conversation.hear(0.5, audible=False)
 

@@ -347,7 +347,8 @@ class LastingSession:
                 answered = side.answers_up_to
             case Interrupted() if spoke:
                 answered = side.answers_up_to
-            case TurnComplete() if spoke and not cut:
+            case TurnComplete() if spoke and not cut and not self._has_results:
+                # One that ends when its functions' results are out has not answered those.
                 answered = unanswered.sent_up_to(CERTAIN_AFTER_S)
             case ToolCallsRequested(calls=calls):
                 # To say it again would have the functions called twice.
