@@ -947,6 +947,26 @@ async def test_a_lost_event_connection_takes_no_call_and_is_made_up_for(pbx):
     assert desk.statuses == [CallStatus.IN_PROGRESS, CallStatus.IN_PROGRESS]
 
 
+async def test_what_was_missed_of_one_call_is_made_up_for_though_another_cannot_be_looked_at(pbx):
+    desk = Desk(ANSWERS | {ResumeRequest: ConnectStream("tock")})
+    async with hearing(pbx, desk) as carrier:
+        call = await place(carrier)
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        (media,) = media_of(pbx, IN)
+        pbx.fails("GET", f"/channels/{call}", status=503)
+        pbx.fails("GET", "/asterisk/info", status=503, left=ALWAYS)
+        await pbx.apps["offhook"].aclose()
+        await pbx.until(lambda: "offhook" not in pbx.apps)
+        pbx.channels[call]["state"] = "Up"  # answered, and nobody has heard of it
+        await pbx.ends(media)
+        pbx.faults.pop()  # events are heard again
+        await pbx.until(lambda: talks(pbx, IN) and talks(pbx, call))
+
+    assert [one for one in desk.told if isinstance(one, ResumeRequest)] == [ResumeRequest(IN)]
+    assert requests(pbx, "PUT", "/eventFilter") == 2
+
+
 async def test_a_call_that_ends_unheard_is_over(pbx):
     desk = Desk(ANSWERS)
     async with hearing(pbx, desk):

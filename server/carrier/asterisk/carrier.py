@@ -475,13 +475,10 @@ class AsteriskCarrier:
         """What was missed while no events were heard."""
         exchange, before = self._exchange, self._exchange.open_legs()
         state = await self._hands.app(self._app)
-        steps = exchange.settle(
-            before, set(state.channel_ids), state.bridge_ids, trio.current_time()
-        )
-        for call_sid in exchange.doubtful(before, set(state.channel_ids)):
-            channel = await self._hands.look(call_sid)
-            steps += exchange.found(call_sid, channel, trio.current_time())
-        return steps
+        there = set(state.channel_ids)
+        steps = exchange.settle(before, there, state.bridge_ids, trio.current_time())
+        # Steps of their own: what is decided is not lost if one cannot be looked at.
+        return [*steps, *(Look(call_sid) for call_sid in exchange.doubtful(before, there))]
 
     # -- steps -----------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class Continue:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A call has left the app: it is over, or somebody else has it."""
+    """How a call stands is asked: it has left the app, or something of it may have been missed."""
 
     call_sid: str
 
