@@ -289,10 +289,12 @@ async def test_a_caller_comes_back_from_a_transfer_that_nobody_takes(exchange, n
         heard = len(phone.heard)
         call.conversation.session.send_text("Hello?")
         await hears_speech(phone, after=heard)
+        told_of = (await exchange.pbx.ask("applications", "offhook"))["channel_ids"]
         await phone.hang_up()
         await ended(exchange, call)
 
     assert outcomes == ["busy"]
+    assert call.call_sid in told_of  # though it has asked not to be told of them elsewhere
     assert call.end_reason == "caller-hung-up"
 
 

@@ -1002,6 +1002,46 @@ async def test_a_call_that_is_taken_over_while_nothing_is_heard_is_let_go_and_ma
     assert not [one for one in first.told if isinstance(one, ResumeRequest)]
 
 
+async def test_a_caller_who_is_back_and_is_taken_over_while_nothing_is_heard_is_let_go(pbx):
+    first = Desk(ANSWERS | {TransferUpdate: ConnectStream("tack")})
+    async with hearing(pbx, Desk(ANSWERS), "1") as other, hearing(pbx, first, "0") as carrier:
+        await pbx.calls_in("offhook-0", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+        await pbx.comes_back(IN, "BUSY")
+        await pbx.until(lambda: talks(pbx, IN) and not pbx.followed)
+        (media,) = media_of(pbx, IN)
+        pbx.fails("GET", "/asterisk/info", status=503, left=ALWAYS)
+        await pbx.apps["offhook-0"].aclose()
+        await pbx.until(lambda: "offhook-0" not in pbx.apps)
+        await other.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+        pbx.faults.clear()
+        await first.is_told(StatusUpdate, 2)
+        still_talks = talks(pbx, IN)
+
+    assert still_talks
+    assert first.statuses == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
+    assert not [one for one in first.told if isinstance(one, ResumeRequest)]
+
+
+async def test_that_a_caller_is_back_is_not_said_twice_where_the_first_time_may_have_counted(pbx):
+    desk = Desk(ANSWERS | {TransferUpdate: ConnectStream("tack")})
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        pbx.fails("DELETE", "/subscription", is_done=True)
+        await pbx.comes_back(IN, "BUSY")
+        await pbx.until(lambda: talks(pbx, IN) and not pbx.followed)
+        pbx.fails("POST", "/subscription", status=403)  # what could be asked again would be by then
+        with pytest.raises(CarrierError):
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+
+    assert requests(pbx, "DELETE", "/subscription") == 1
+
+
 async def test_a_call_that_comes_back_before_it_is_known_where_it_has_been_is_moved_here(pbx):
     first = Desk(ANSWERS)
     async with hearing(pbx, Desk(ANSWERS), "1") as other, hearing(pbx, first, "0") as carrier:
@@ -1274,9 +1314,12 @@ async def test_a_refused_transfer_leaves_the_call_as_it_was(pbx, status):
         goes_on, limit_s = talks(pbx, IN), pbx.variables[IN]["TIMEOUT(absolute)"]
         await carrier.reconnect(IN, "tock")
         await pbx.until(lambda: talks(pbx, IN))
+        if status == 403:  # else they may have been sent away
+            await pbx.until(lambda: not pbx.followed)
 
     assert failed.value.status == status
     assert goes_on
+    assert requests(pbx, "DELETE", "/subscription") == (status == 403)
     assert limit_s == "14460"
 
 

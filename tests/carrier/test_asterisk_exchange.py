@@ -266,6 +266,17 @@ def test_a_caller_comes_back_from_a_transfer(args, status):
     assert not exchange.legs[CALL].is_away
 
 
+def test_a_caller_who_is_back_from_a_transfer_is_told_of_only_while_they_are_here():
+    exchange = talking()
+    exchange.legs[CALL].is_away = exchange.legs[CALL].is_followed = True
+
+    back = exchange.take(event("StasisStart", CALL, args=["transferred", "BUSY"]), 14.0)
+    again = exchange.take(event("StasisStart", CALL, args=["transferred", "BUSY"]), 14.1)
+
+    assert back[1:] == [Unfollow(CALL)]
+    assert again[1:] == []  # Asterisk counts: it would be told nothing of them here
+
+
 def test_a_media_channel_of_nobodys_is_ended():
     exchange = Exchange()
 
@@ -595,12 +606,14 @@ def test_a_caller_whom_another_process_has_sent_away_is_fetched_when_nobody_take
 def test_a_caller_whom_a_process_was_about_to_send_away_is_asked_about_once_they_are_here(app):
     exchange = Exchange()
     exchange.await_caller(CALL, app, 20.0)
+    exchange.legs[CALL].is_followed = True
+    is_asked_about = [Tell(ResumeRequest(CALL)), Unfollow(CALL)]
 
     found = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 21.0)
     here = exchange.take(event("StasisStart", CALL), 21.1)
 
-    assert found == ([Fetch(CALL)] if app else [Tell(ResumeRequest(CALL))])
-    assert here == ([Tell(ResumeRequest(CALL))] if app else [])
+    assert found == ([Fetch(CALL)] if app else is_asked_about)
+    assert here == (is_asked_about if app else [])
     assert exchange.do(CALL, ConnectStream("tick"))[0] == OpenStream(CALL, MEDIA, "tick")
 
 

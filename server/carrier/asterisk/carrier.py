@@ -18,7 +18,7 @@ from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.account import AccountState
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.events import EVENTS, read_event
-from server.carrier.asterisk.exchange import CALL_PREFIX, Exchange, Leg
+from server.carrier.asterisk.exchange import CALL_PREFIX, Exchange, Leg, unfollow
 from server.carrier.asterisk.hands import APP_VARIABLE, CLEAN_UP_S, LIMIT_VARIABLE, Hands
 from server.carrier.asterisk.left import Left
 from server.carrier.asterisk.stand_in import AGAIN_S as AGAIN_AFTER_S
@@ -287,7 +287,9 @@ class AsteriskCarrier:
         leg.is_away, leg.is_limited = True, False
         try:
             # Outside Stasis a channel is told of only if it is asked for.
-            await self._hands.follow(call_sid)
+            if not leg.is_followed:
+                await self._hands.follow(call_sid)
+                leg.is_followed = True
             # Two people who talk with each other may do so for as long as they like.
             await self._hands.limit(call_sid, 0.0)
             await self._hands.set(call_sid, told)
@@ -295,8 +297,10 @@ class AsteriskCarrier:
             # gone. A request has a deadline of its own.
             with trio.CancelScope(shield=True):
                 await self._hands.send_away(call_sid, self._transfer_context, number)
-        except BaseException:
+        except BaseException as error:
             leg.is_away = False
+            if not (isinstance(error, CarrierError) and error.outcome_unknown):  # they are here
+                self._do_later(unfollow(leg))
             # That they have hung up was no news of a caller who was taken to be away.
             self._do_later([Look(call_sid)])
             if was_limited:

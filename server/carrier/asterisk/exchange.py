@@ -119,6 +119,8 @@ class Leg:
     """Asterisk ends the call should nobody here do it."""
     is_away: bool = False
     """The caller is with somebody else, in the dialplan's hands."""
+    is_followed: bool = False
+    """The app has asked to be told of the call outside its hands, too: once, as Asterisk counts."""
     is_here: bool = False
     """The app was told, or shown, that it has the call in its hands; it may have left since."""
     has_left: bool = False
@@ -256,7 +258,7 @@ class Exchange:
         if (leg := self.legs.get(call_sid)) is None:
             return []
         leg.is_away = False
-        return [Tell(ResumeRequest(call_sid))]
+        return [Tell(ResumeRequest(call_sid)), *unfollow(leg)]
 
     def take_stream(self, call_sid: str) -> list[Step]:
         """What takes a call's stream away; that it ends is then no news."""
@@ -450,7 +452,7 @@ class Exchange:
             leg = leg or self.adopt(name, now)
             leg.is_here, leg.is_away = True, False
             status = dial_status(args[1] if len(args) > 1 else "")
-            return [Tell(TransferUpdate(name, status, wants_document=True))]
+            return [Tell(TransferUpdate(name, status, wants_document=True)), *unfollow(leg)]
         if leg is None and name.startswith(CALL_PREFIX):
             # Whoever has dialled it is gone, or has given it up without Asterisk's hearing of it.
             return self._left_behind(name, now)
@@ -571,6 +573,12 @@ def _without_stream(leg: Leg) -> list[Step]:
     media_id, leg.media_id = leg.media_id, ""
     leg.is_open = leg.is_joined = False
     return [Drop(media_id)] if media_id else []
+
+
+def unfollow(leg: Leg) -> list[Step]:
+    """What has the app told of a call only while that is in its hands, as it is now."""
+    was_followed, leg.is_followed = leg.is_followed, False
+    return [Unfollow(leg.call_sid)] if was_followed else []
 
 
 def bridge_of(media_id: str) -> str:

@@ -389,7 +389,9 @@ class Hands:
                 "applications", self._app, "subscription", eventSource=f"channel:{channel_id}"
             )
         except CarrierError as error:
-            if error.status not in (409, 422):  # it is not followed, or not there any more
+            is_none = error.status in (409, 422)  # it is not followed, or not there any more
+            # Asterisk counts: asked twice, it would tell our app nothing of a call in its hands.
+            if not is_none and not error.outcome_unknown:
                 raise
             return False
 

@@ -141,6 +141,8 @@ class Left:
             self._do_later([StandIn(app)])
         try:
             await self._hands.follow(call_sid)
+            if (leg := self._exchange.legs.get(call_sid)) is not None:
+                leg.is_followed = True
             channel = await self._hands.look(call_sid)  # what was missed until now
         except CarrierError as error:
             self._exchange.forget(call_sid)

@@ -115,8 +115,8 @@ class Find:
 
 @dataclass(frozen=True, slots=True)
 class Unfollow:
-    """Nothing more is told of a channel outside the app: a process that is gone has asked for it
-    when it transferred the caller.
+    """Nothing more is told of a channel outside the app, as was asked for when the caller was
+    transferred: they are back, or a process that is gone has asked for it.
     """
 
     channel_id: str
