@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import structlog
@@ -225,6 +226,11 @@ class Call:
 
     def update_status(self, update: StatusUpdate) -> None:
         """The carrier says how the call stands: idempotent, and it never goes back."""
+        was_answered = self.conversation.answered_at is not None or (
+            self.progress.status is CallStatus.IN_PROGRESS
+        )
+        if update.is_unknown and self.direction == "outbound" and not was_answered:
+            update = replace(update, status=CallStatus.FAILED)  # it rang: nobody has hung up
         if not self.progress.update(update):
             return
         self.note(update.status.value, **update.facts)

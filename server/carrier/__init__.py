@@ -296,6 +296,8 @@ class StatusUpdate:
     sequence_number: int | None
     facts: Mapping[str, str] = field(default_factory=dict)
     """What else it said that is worth keeping: ``duration_s``, ``sip_response_code`` …"""
+    is_unknown: bool = False
+    """It was asked, and knows nothing of the call any more: it is over, however it was."""
 
 
 @dataclass(frozen=True, slots=True)

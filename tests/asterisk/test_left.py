@@ -184,6 +184,21 @@ async def test_a_phone_that_rings_when_its_process_is_killed_and_is_refused_ends
     assert record["reason"] == "busy"
 
 
+async def test_a_phone_that_is_refused_before_another_process_takes_its_call_over_has_failed(nodes):
+    pbx = nodes.pbx
+    async with open_phone(pbx.sip, port=pbx.callee_port) as phone:
+        await nodes.start("a")
+        call_sid = await nodes.make_call("a")
+        invite = await phone.rings()
+        await nodes.start("b")
+        nodes.kill("a")
+        await phone.refuse(invite, 486)
+        await nothing_left(pbx)
+        record = await nodes.record("b", call_sid)
+
+    assert record["reason"] == "failed"  # why was told to nobody
+
+
 @pytest.mark.parametrize("is_taken", [False, True], ids=["nobody takes", "somebody takes"])
 async def test_a_caller_on_the_way_to_somebody_else_outlives_their_process(
     nodes, nursery, is_taken

@@ -197,6 +197,27 @@ async def test_a_status_that_comes_twice_is_told_once_and_the_last_word_has_the_
     assert told_at is not None
 
 
+@pytest.mark.parametrize(
+    ("is_answered", "is_unknown", "reason"),
+    [
+        (False, True, EndReason.FAILED),
+        (False, False, EndReason.CALLER_HUNG_UP),  # the carrier knows
+        (True, True, EndReason.CALLER_HUNG_UP),
+    ],
+)
+async def test_a_phone_that_the_carrier_knows_nothing_of_any_more_has_hung_up_if_it_was_answered(
+    autojump_clock, ringing, is_answered, is_unknown, reason
+):
+    ringing.status(CallStatus.RINGING)
+    if is_answered:
+        ringing.status(CallStatus.IN_PROGRESS, 2)
+    over = StatusUpdate("CA1", CallStatus.COMPLETED, None, {"asked": "yes"}, is_unknown=is_unknown)
+    ringing.call.update_status(over)
+    await ringing.call.finished.wait()
+
+    assert ringing.call.end_reason is reason
+
+
 async def test_what_the_model_says_of_a_failure_is_in_the_record_and_not_in_the_log(
     autojump_clock, talking
 ):

@@ -1167,6 +1167,7 @@ async def test_how_a_call_stands_can_be_asked(pbx):
         unknown = await carrier.fetch_status("offhook-2")
 
     assert (known.status, unknown.status) == (CallStatus.RINGING, CallStatus.COMPLETED)
+    assert (known.is_unknown, unknown.is_unknown) == (False, True)
 
 
 async def test_a_transferred_call_lasts_as_long_as_it_likes(pbx):

@@ -339,7 +339,7 @@ class AsteriskCarrier:
         """Ask how a call stands; one that Asterisk does not know is over.
 
         Why one is over that nobody has answered cannot be asked: it is told in a moment, as failed
-        if Asterisk does not say more by then.
+        if Asterisk does not say more by then. Of one that was another process's, it is not told.
 
         Raises:
             CarrierError: Refused or not reached.
@@ -350,7 +350,8 @@ class AsteriskCarrier:
             if leg is not None and leg.answered_at is None:
                 self._do_later(self._exchange.found(call_sid, None, trio.current_time()))
                 return StatusUpdate(call_sid, CallStatus.INITIATED, None, {"asked": "yes"})
-            return StatusUpdate(call_sid, CallStatus.COMPLETED, None, {"asked": "yes"})
+            over, facts = CallStatus.COMPLETED, {"asked": "yes"}
+            return StatusUpdate(call_sid, over, None, facts, is_unknown=leg is None)
         status = STATES.get(channel.state, CallStatus.INITIATED)
         return StatusUpdate(call_sid, status, None, {"asked": "yes"})
 
