@@ -98,9 +98,10 @@ class Speaking:
                 turns.caller_active(now)
                 c.ear.understood()
                 notes.transcript.caller_said(text, c.since_answer(now))
-            case ToolCallsRequested(calls=calls, turn=turn):
+            case ToolCallsRequested(calls=calls, turn=turn, ends_turn=ends_turn):
                 words_follow = self._toolbox.words_follow(calls)
-                turns.tools_called((call.id for call in calls), turn, words_follow=words_follow)
+                ids = (call.id for call in calls)
+                turns.tools_called(ids, turn, words_follow=words_follow, ends_turn=ends_turn)
                 c.turn_changed.set()
                 notes.tools_called((call.id, call.name) for call in calls)
                 c.errands.begin(self._toolbox.run, self._answer_tools)

@@ -118,6 +118,8 @@ class AgentTurn:
     """And has not been heard since they were answered: its words may be the next turn's."""
     words_follow: bool | None = False
     """Whether there is something to say then; None if not known."""
+    ends_at_call: bool = False
+    """Whether it ends with a call, so that its end says nothing of the answer."""
     audible_before_s: float = 0.0
     """What of it was heard when an answer came to be owed all the same: it is none."""
     generated: bool = False

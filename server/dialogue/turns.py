@@ -365,7 +365,12 @@ class Turns:
             self.rest_due = since + patience_s
 
     def tools_called(
-        self, ids: Iterable[str], turn: int, *, words_follow: bool | None = None
+        self,
+        ids: Iterable[str],
+        turn: int,
+        *,
+        words_follow: bool | None = None,
+        ends_turn: bool = False,
     ) -> None:
         """The model waits for functions: nothing can be expected of it until they are answered.
 
@@ -374,11 +379,12 @@ class Turns:
             turn: The turn they are of.
             words_follow: Whether the agent speaks when it has the answers: surely where all it says
                 before is "one moment", never where they tell it nothing; None if not known.
+            ends_turn: Whether that turn ends with the calls, and the answer is the next one.
         """
         self._deadline = self._haste.sign(self._deadline)
         if turn > self._cut_up_to:
             its = self._begin(turn)
-            its.called_tools = True
+            its.called_tools, its.ends_at_call = True, ends_turn
             if words_follow is not False and not its.words_follow:
                 its.words_follow = words_follow
         self.tools_open.update(ids)
@@ -406,7 +412,8 @@ class Turns:
             return
         self._quiet_since = max(self._quiet_since, now)
         # A model that goes on in the same turn says by ending it that it has said all.
-        may_be_owed = words_follow is None and its.over and its.text_end not in QUESTION_MARKS
+        is_told_later = its.over or its.ends_at_call
+        may_be_owed = words_follow is None and is_told_later and its.text_end not in QUESTION_MARKS
         is_owed = words_follow or may_be_owed
         if is_owed and its.is_audible and self._awaited is None and owed_from < NEVER:
             self._expect(Awaited.ANSWER, max(now, owed_from), self.patience.reply_timeout_s)

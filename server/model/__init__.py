@@ -95,6 +95,8 @@ class ToolCallsRequested(msgspec.Struct, frozen=True):
     calls: tuple[ToolCall, ...]
     turn: int
     """Which may end without a word: the answer is then the turn after the results."""
+    ends_turn: bool = False
+    """Whether it always ends with the calls, however late its end is told; else it may go on."""
 
 
 class ToolCallsCancelled(msgspec.Struct, frozen=True):

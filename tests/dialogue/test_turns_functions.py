@@ -16,6 +16,7 @@ def told_to_wait(
     *,
     words_follow: bool | None = None,
     is_over: bool = True,
+    ends_turn: bool = False,
     seconds: float = 2.0,
 ) -> Talk:
     """The agent has said something to a caller's question, and calls a function then.
@@ -23,7 +24,8 @@ def told_to_wait(
     Args:
         text: What it has said.
         words_follow: Whether it has to speak when it has the answer.
-        is_over: Whether the model ends its turn at the call.
+        is_over: Whether the model has said that its turn is over before the answer.
+        ends_turn: Whether it always ends its turn at a call.
         seconds: How long that takes to say.
     """
     conversation = talk()
@@ -31,7 +33,7 @@ def told_to_wait(
     conversation.turn = 1
     conversation.turns.agent_text(1, text)
     conversation.hear(seconds)
-    conversation.turns.tools_called(["f1"], 1, words_follow=words_follow)
+    conversation.turns.tools_called(["f1"], 1, words_follow=words_follow, ends_turn=ends_turn)
     if is_over:
         conversation.turns.agent_completed(1, None, conversation.now)
     return conversation
@@ -78,6 +80,17 @@ def test_the_answer_to_a_function_settles_what_was_owed_for_it(is_over):
         conversation.turns.agent_completed(1, None, conversation.now)
 
     assert isinstance(conversation.wait(), AskIfThere)
+
+
+def test_the_end_of_a_turn_that_always_ends_at_a_call_says_nothing_of_its_function_however_late():
+    conversation = told_to_wait(is_over=False, ends_turn=True)
+    answer(conversation, after_s=0.1)
+    conversation.turns.agent_generated(1)
+    conversation.turns.agent_completed(1, None, conversation.now)
+
+    assert conversation.turns.is_busy
+    assert conversation.wait() == NUDGED
+    assert conversation.now == conversation.agent_until + PATIENCE.reply_timeout_s
 
 
 def test_a_turn_that_ends_without_another_word_after_its_function_says_that_all_was_said():

@@ -329,6 +329,23 @@ def test_tool_calls_and_their_cancellation() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "ends"),
+    [
+        ("gemini-3.8-live", True),
+        ("gemini-3.8-live-extended-thinking", True),
+        ("gemini-3.1-flash-live-preview", False),
+        ("gemini-2.5-flash-native-audio-latest", False),
+    ],
+)
+def test_a_call_says_whether_its_turn_ends_with_it(model: str, ends: bool) -> None:
+    protocol = GeminiProtocol(ends_turn_at_call=dialect_of(model).ends_turn_at_call)
+
+    (asked,) = protocol.receive(b'{"toolCall":{"functionCalls":[{"id":"c1","name":"f"}]}}', 0.0)
+
+    assert asked.ends_turn is ends
+
+
+@pytest.mark.parametrize(
     ("time_left", "seconds"),
     [("50s", 50.0), ("1.500s", 1.5), ("soon", 0.0), (50, 0.0), (None, 0.0)],
 )

@@ -88,7 +88,7 @@ class GeminiConnection:
         self._socket = socket
         self._dialect = dialect
         self._faults = faults
-        self._protocol = GeminiProtocol(first_turn)
+        self._protocol = GeminiProtocol(first_turn, ends_turn_at_call=dialect.ends_turn_at_call)
         self._pace = Pace(MESSAGES_PER_S, MAX_MESSAGES_AT_ONCE)
         self._events: list[SessionEvent] = []
 

@@ -31,6 +31,8 @@ class Dialect:
     tool_behaviors: frozenset[str] = frozenset()
     """Values of a function's ``behavior`` that may be sent; empty: the field must not be."""
     default_tool_behavior: str | None = None
+    ends_turn_at_call: bool = False
+    """Whether the turn that calls a function ends with that: the answer is the next turn."""
     proactivity: bool = False
     affective_dialog: bool = False
     transcription_options: bool = False
@@ -53,6 +55,7 @@ DIALECTS = (
         tool_behaviors=frozenset({"BLOCKING", "NON_BLOCKING"}),
         # Non-blocking is this model's default, and its results are spoken unreliably.
         default_tool_behavior="BLOCKING",
+        ends_turn_at_call=True,
         transcription_options=True,
         takes_turns=True,
     ),
@@ -64,6 +67,7 @@ DIALECTS = (
         thinking_levels=frozenset({"LOW", "MEDIUM", "HIGH"}),
         default_thinking={"thinkingLevel": "LOW"},
         tool_behaviors=frozenset({"NON_BLOCKING"}),
+        ends_turn_at_call=True,
         transcription_options=True,
     ),
     Dialect(

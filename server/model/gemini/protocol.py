@@ -158,6 +158,7 @@ class GeminiProtocol:
 
     Args:
         first_turn: Number of the first agent turn.
+        ends_turn_at_call: Whether the model ends the turn in which it calls functions.
 
     Attributes:
         ready: True once ``setupComplete`` has come.
@@ -165,9 +166,10 @@ class GeminiProtocol:
         malformed: Messages and fields so far that could not be read.
     """
 
-    def __init__(self, first_turn: int = 1) -> None:
+    def __init__(self, first_turn: int = 1, *, ends_turn_at_call: bool = False) -> None:
         self.ready = False
         self.turn = first_turn
+        self._ends_turn_at_call = ends_turn_at_call
         self.malformed = 0
         self._malformed_in_a_row = 0
         self._cut_at: float | None = None  # when the turn under way was interrupted
@@ -436,7 +438,7 @@ class GeminiProtocol:
                 refusal = refusal or "the arguments are too long, too deep, or not plain JSON"
             calls.append(ToolCall(identity, name or "unnamed", arguments or {}, refusal))
         if calls:
-            events.append(ToolCallsRequested(tuple(calls), turn))
+            events.append(ToolCallsRequested(tuple(calls), turn, self._ends_turn_at_call))
 
     def _count(
         self, counts: Fields, beside_content: bool, completed: bool, events: list[SessionEvent]
