@@ -29,7 +29,7 @@ from tests.asterisk.test_processes import (
 from tests.asterisk.test_real import SPEECH, THEM, US, hears_speech
 from tests.support.asterisk import Asterisk, needs_asterisk, until
 from tests.support.redis_servers import SECRET as CLUSTER_SECRET
-from tests.support.sip_phone import open_phone
+from tests.support.sip_phone import Message, Phone, open_phone
 
 pytestmark = [needs_asterisk, pytest.mark.sockets, pytest.mark.slow]
 
@@ -74,6 +74,15 @@ class Nodes:
             )
         assert answer.status_code == 201, answer.text
         return answer.json()["call_sid"]
+
+    async def left_ringing(self, phone: Phone) -> tuple[str, Message]:
+        """Kill a node whose call rings a phone, beside the other: the call, and what rings."""
+        await self.start("a")
+        call_sid = await self.make_call("a")
+        invite = await phone.rings()
+        await self.start("b")
+        self.kill("a")
+        return call_sid, invite
 
     async def is_followed(self, name: str, call_sid: str) -> None:
         """Wait until one of them is told of a call."""
@@ -149,11 +158,7 @@ async def test_a_phone_that_rings_when_its_process_is_killed_is_answered_by_the_
     pbx = nodes.pbx
     async with open_phone(pbx.sip, port=pbx.callee_port) as phone:
         nursery.start_soon(phone.run)
-        await nodes.start("a")
-        call_sid = await nodes.make_call("a")
-        invite = await phone.rings()
-        await nodes.start("b")
-        nodes.kill("a")
+        call_sid, invite = await nodes.left_ringing(phone)
         await nodes.is_followed("b", call_sid)
         await nodes.is_stood_in_for("a")
         await phone.pick_up(invite)
@@ -171,11 +176,7 @@ async def test_a_phone_that_rings_when_its_process_is_killed_is_answered_by_the_
 async def test_a_phone_that_rings_when_its_process_is_killed_and_is_refused_ends_as_that(nodes):
     pbx = nodes.pbx
     async with open_phone(pbx.sip, port=pbx.callee_port) as phone:
-        await nodes.start("a")
-        call_sid = await nodes.make_call("a")
-        invite = await phone.rings()
-        await nodes.start("b")
-        nodes.kill("a")
+        call_sid, invite = await nodes.left_ringing(phone)
         await nodes.is_followed("b", call_sid)
         await phone.refuse(invite, 486)
         record = await nodes.record("b", call_sid)
@@ -187,11 +188,7 @@ async def test_a_phone_that_rings_when_its_process_is_killed_and_is_refused_ends
 async def test_a_phone_that_is_refused_before_another_process_takes_its_call_over_has_failed(nodes):
     pbx = nodes.pbx
     async with open_phone(pbx.sip, port=pbx.callee_port) as phone:
-        await nodes.start("a")
-        call_sid = await nodes.make_call("a")
-        invite = await phone.rings()
-        await nodes.start("b")
-        nodes.kill("a")
+        call_sid, invite = await nodes.left_ringing(phone)
         await phone.refuse(invite, 486)
         await nothing_left(pbx)
         record = await nodes.record("b", call_sid)

@@ -93,6 +93,15 @@ class Talking:
         except CarrierError as error:
             self.outcome = error
 
+    async def come_back_unawaited(self) -> None:
+        """A transfer that nobody waits for any more fails, and the caller is back."""
+        with trio.move_on_after(1.0):
+            await self.ask_for_transfer()
+        self.media.hang_up()
+        await wait_all_tasks_blocked()
+        self.call.handover.report(CallStatus.NO_ANSWER)
+        self.connect(MemoryMedia())
+
     async def transfer(self) -> None:
         """Ask for it, and have the carrier take the stream away."""
         self.nursery.start_soon(self.ask_for_transfer)
@@ -570,12 +579,7 @@ async def test_a_caller_who_does_not_come_back_is_gone(autojump_clock, talking):
 
 
 async def test_a_transfer_nobody_waits_for_any_more_is_told_to_the_model(autojump_clock, talking):
-    with trio.move_on_after(1.0):
-        await talking.ask_for_transfer()
-    talking.media.hang_up()
-    await wait_all_tasks_blocked()
-    talking.call.handover.report(CallStatus.NO_ANSWER)
-    talking.connect(MemoryMedia())
+    await talking.come_back_unawaited()
     await wait_all_tasks_blocked()
 
     assert talking.model.session.texts[-1][1] == phrases.transfer_failed("sales")
@@ -586,12 +590,7 @@ async def test_a_model_that_says_nothing_of_a_transfer_that_failed_is_asked_to(
 ):
     talking = Talking(nursery, patience=replace(PATIENT, reply_timeout_s=6.0))
     await talking.start()
-    with trio.move_on_after(1.0):
-        await talking.ask_for_transfer()
-    talking.media.hang_up()
-    await wait_all_tasks_blocked()
-    talking.call.handover.report(CallStatus.NO_ANSWER)
-    talking.connect(MemoryMedia())
+    await talking.come_back_unawaited()
     await trio.sleep(6.5)
     texts = [text for _, text in talking.model.session.texts]
     talking.call.end(EndReason.HUNG_UP)

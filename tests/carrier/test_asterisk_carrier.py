@@ -139,6 +139,21 @@ async def place(carrier: AsteriskCarrier) -> str:
     return (await carrier.place_call(THEM, ticket="tick", max_duration_s=60.0)).call_sid
 
 
+async def taken_over_unheard(pbx: FakeAri, first: Desk, other: AsteriskCarrier) -> bool:
+    """Have another process take the caller over while process 0 hears nothing; whether they still
+    talk when that one hears again, and has told its desk.
+    """
+    (media,) = media_of(pbx, IN)
+    pbx.fails("GET", "/asterisk/info", status=503, left=ALWAYS)
+    await pbx.apps["offhook-0"].aclose()
+    await pbx.until(lambda: "offhook-0" not in pbx.apps)
+    await other.reconnect(IN, "tock")
+    await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+    pbx.faults.clear()
+    await first.is_told(StatusUpdate, 2)
+    return talks(pbx, IN)
+
+
 async def is_left_with_somebody_else(pbx: FakeAri) -> None:
     """A caller is transferred, and the process that did it, ``0``, ends."""
     async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
@@ -985,15 +1000,7 @@ async def test_a_call_that_is_taken_over_while_nothing_is_heard_is_let_go_and_ma
     async with hearing(pbx, second, "1") as other, hearing(pbx, first, "0") as carrier:
         await pbx.calls_in("offhook-0", IN)
         await pbx.until(lambda: talks(pbx, IN))
-        (media,) = media_of(pbx, IN)
-        pbx.fails("GET", "/asterisk/info", status=503, left=ALWAYS)
-        await pbx.apps["offhook-0"].aclose()
-        await pbx.until(lambda: "offhook-0" not in pbx.apps)
-        await other.reconnect(IN, "tock")
-        await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
-        pbx.faults.clear()
-        await first.is_told(StatusUpdate, 2)
-        still_talks = talks(pbx, IN)
+        still_talks = await taken_over_unheard(pbx, first, other)
         await carrier.reconnect(IN, "tack")
         await pbx.until(lambda: talks(pbx, IN) and pbx.channels[IN]["app"] == "offhook-0")
 
@@ -1011,15 +1018,7 @@ async def test_a_caller_who_is_back_and_is_taken_over_while_nothing_is_heard_is_
         await pbx.until(lambda: not media_of(pbx, IN))
         await pbx.comes_back(IN, "BUSY")
         await pbx.until(lambda: talks(pbx, IN) and not pbx.followed)
-        (media,) = media_of(pbx, IN)
-        pbx.fails("GET", "/asterisk/info", status=503, left=ALWAYS)
-        await pbx.apps["offhook-0"].aclose()
-        await pbx.until(lambda: "offhook-0" not in pbx.apps)
-        await other.reconnect(IN, "tock")
-        await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
-        pbx.faults.clear()
-        await first.is_told(StatusUpdate, 2)
-        still_talks = talks(pbx, IN)
+        still_talks = await taken_over_unheard(pbx, first, other)
 
     assert still_talks
     assert first.statuses == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
