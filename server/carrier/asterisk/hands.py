@@ -42,8 +42,10 @@ from server.errors import CallNotInProgress, CarrierError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-JOIN_TIMEOUT_S = 2.0
-"""From the start of a stream until it is in a bridge with the caller: some ten milliseconds."""
+JOIN_TIMEOUT_S = 8.0
+"""From the start of a stream until it is in a bridge with the caller: some ten milliseconds, and
+seconds where a machine is held up. A stream has to have begun within ``START_TIMEOUT_S``, 10 s.
+"""
 CLEAN_UP_S = 5.0
 """For what has to be taken away though nobody waits for it any more."""
 LIMIT_VARIABLE = "TIMEOUT(absolute)"
@@ -473,7 +475,8 @@ class Hands:
             joined.set()
 
     async def _drop(self, media_id: str) -> bool:
-        self._joined.pop(media_id, None)
+        if (joined := self._joined.pop(media_id, None)) is not None:
+            joined.set()  # it is over: nobody has to wait for it
         with trio.CancelScope(shield=True):
             was_there = await self._ari.delete("channels", media_id)
             await self._ari.delete("bridges", bridge_of(media_id))
