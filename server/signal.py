@@ -6,7 +6,9 @@ Nobody waits for most of what may happen to a call at a given moment, and an eve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from math import inf
 
 import trio
 
@@ -39,6 +41,47 @@ class Once:
         if self._event is None:
             self._event = trio.Event()
         await self._event.wait()
+
+
+class Presence:
+    """Whether something is there that comes, may go, and comes again."""
+
+    __slots__ = ("_come", "_coming", "_was_coming_at")
+
+    def __init__(self) -> None:
+        self._come = Once()
+        self._coming = 0
+        self._was_coming_at = -inf
+
+    def set(self) -> None:
+        """It is there: wake everybody who waits."""
+        self._come.set()
+
+    def gone(self) -> None:
+        """It has gone."""
+        self._come = Once()
+
+    def is_set(self) -> bool:
+        """Whether it is there."""
+        return self._come.is_set()
+
+    async def wait(self) -> None:
+        """Wait until it is there."""
+        await self._come.wait()
+
+    @contextmanager
+    def coming(self) -> Generator[None]:
+        """It is on its way, for as long as the block lasts."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self._was_coming_at = trio.current_time()
+
+    def since_coming_s(self) -> float:
+        """How long ago it last was on its way: 0 while it is, infinity if it never was."""
+        return 0.0 if self._coming else trio.current_time() - self._was_coming_at
 
 
 class Signal:

@@ -241,7 +241,11 @@ class Call:
 
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:
         """Give the call a stream; returns when the call is over or has left the stream."""
-        c, now = self.conversation, started.received_at
+        c = self.conversation
+        with c.connected.coming():
+            now = await media.wait_heard(started)
+        if now is None:
+            return
         while c.line is not None and not self.is_over:
             if c.stage is not Stage.AWAY:  # there its stop is yet to come
                 c.line.lose("another stream took its place")

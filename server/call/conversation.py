@@ -29,7 +29,7 @@ from server.hooks.turns import shared_turns
 from server.metrics import Metrics
 from server.model import PastTurn, Session
 from server.records.recording import Recorder
-from server.signal import Once, Signal
+from server.signal import Once, Presence, Signal
 from server.voice.judge import Judge
 
 MAX_BEHIND_S = 15.0
@@ -174,7 +174,7 @@ class Conversation:
         self.options = options
         self.notes = notes
         self.line: Line | None = None
-        self.connected = Once()
+        self.connected = Presence()
         self.begun = Once()
         self.stage = Stage.OPENING
         self.answered_at: float | None = None
@@ -255,8 +255,9 @@ class Conversation:
     async def comes_back(self) -> bool:
         """Wait for a line for as long as it may be lost; False if none comes.
 
-        While requests have to wait here for their turns, one that brings it may be among them: that
-        is not the carrier's silence.
+        While requests have to wait here for their turns, one that brings it may be among them, and
+        one that is on its way is there as soon as whoever brings it can: neither is the carrier's
+        silence.
         """
         patience_s, turns = self.options.line_lost_timeout_s, shared_turns()
         now = trio.current_time()
@@ -266,7 +267,8 @@ class Conversation:
                 await self.connected.wait()
                 return True
             now = trio.current_time()
-            until = min(now + patience_s - turns.since_behind_s(), last)
+            last_sign_s = min(turns.since_behind_s(), self.connected.since_coming_s())
+            until = min(now + patience_s - last_sign_s, last)
         return self.connected.is_set()  # it may have come in the very pass in which the wait ended
 
     @property

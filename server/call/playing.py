@@ -16,7 +16,6 @@ from server.dialogue.thinking import BACKGROUND
 from server.dialogue.turns import at_work_since
 from server.errors import StreamEnded
 from server.hooks.trio_clock import missed_s
-from server.signal import Once
 
 CUT_AT_ONCE = 8
 """Turns of either side among which are all that may be cut with one."""
@@ -181,7 +180,7 @@ class Playing:
             c.passing.collect_recording()
             recorder.sent(Clear(), heard_until + missed_s())
         c.line = None
-        c.connected = Once()
+        c.connected.gone()
         cut = c.playout.leave(heard_until, waits=waits)
         c.write_heard(heard_until, last=CUT_AT_ONCE)
         if cut is not None:

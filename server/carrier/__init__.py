@@ -186,6 +186,17 @@ class MediaStream(Protocol):
         """
         ...
 
+    async def wait_heard(self, started: StreamStarted) -> float | None:
+        """Wait until what is sent is heard by the caller, and what they say comes here.
+
+        Args:
+            started: How the stream has started.
+
+        Returns:
+            From when it was, from which the stream's clock counts; None if it never will be.
+        """
+        ...
+
     def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """Push events from now on, those first that have come already; once, after the start.
 

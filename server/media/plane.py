@@ -157,11 +157,12 @@ class Plane:
         if self._epoll.closed:  # the server has stopped, and what is left closes by itself
             return
         if not events:
-            self._epoll.unregister(number)
-            self._resting.add(number)
+            if number not in self._resting:
+                self._epoll.unregister(number)
+                self._resting.add(number)
         elif number in self._resting:
+            self._epoll.register(number, events)  # may fail: then it rests, and can be forgotten
             self._resting.discard(number)
-            self._epoll.register(number, events)
         else:
             self._epoll.modify(number, events)
 

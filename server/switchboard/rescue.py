@@ -456,7 +456,8 @@ class Rescue:
                     break
                 await trio.sleep(pause_s)
             try:
-                await call.fence.reconnect(call.call_sid, ticket)
+                with call.conversation.connected.coming():
+                    await call.fence.reconnect(call.call_sid, ticket)
             except CallNotInProgress:  # it is over, or still rings
                 self._calls.update_status(await carrier.fetch_status(call.call_sid))
         except CarrierError as error:

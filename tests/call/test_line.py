@@ -73,8 +73,9 @@ class Line(Rig):
         self.media.event(StreamStopped(said=False))
         await wait_all_tasks_blocked()
 
-    async def come_back(self) -> None:
+    async def come_back(self, *, joins_s: float = 0.0, is_joined: bool = True) -> None:
         self.media = MemoryMedia()
+        self.media.joins_s, self.media.is_joined = joins_s, is_joined
         self.connect()
         await wait_all_tasks_blocked()
 
@@ -444,6 +445,80 @@ async def test_a_line_is_not_waited_for_for_ever_while_requests_wait(autojump_cl
         await line.call.finished.wait()
 
     assert trio.current_time() - began == pytest.approx(5.0 + 15.0)
+
+
+@pytest.mark.parametrize("joins_s", [0.02, 3.0, 7.0, 15.0])
+async def test_a_stream_that_is_here_is_waited_for_until_the_caller_hears_it(
+    autojump_clock, line, joins_s
+):
+    await line.lose()
+    await trio.sleep(4.0)
+    await line.come_back(joins_s=joins_s)
+    line.says(1, 1, "Hello?")
+    await trio.sleep(joins_s - 0.01)
+    sent_before = line.media.payload
+    await trio.sleep(2.0)
+    await line.hears(SOUND * 100)
+
+    assert line.call.end_reason is None
+    assert line.facts("line back") == [{"gap_s": 4.0 + joins_s}]
+    assert sent_before == b""
+    assert line.media.payload != b""
+
+
+async def test_a_stream_that_the_caller_never_hears_is_not_waited_for_after_that(
+    autojump_clock, line
+):
+    began = trio.current_time()
+    await line.lose()
+    await trio.sleep(4.0)
+    await line.come_back(joins_s=3.0, is_joined=False)
+    await line.call.finished.wait()
+
+    assert line.call.end_reason is EndReason.CALLER_GONE
+    assert trio.current_time() - began == pytest.approx(4.0 + 3.0 + 5.0)
+
+
+async def test_a_stream_is_not_waited_for_for_ever(autojump_clock, line):
+    began = trio.current_time()
+    await line.lose()
+    await line.come_back(joins_s=100.0)
+    await line.call.finished.wait()
+
+    assert trio.current_time() - began == pytest.approx(5.0 + 15.0)
+
+
+async def test_a_phone_is_answered_when_its_caller_hears_the_stream(autojump_clock, nursery):
+    line = Line(nursery, patience=QUIET, agent=Agent(greeting="Greet the caller."))
+    line.media.joins_s = 4.0
+    nursery.start_soon(line.call.run)
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+    line.connect()
+    await trio.sleep(3.9)
+    answered_before = line.call.conversation.answered_at
+    await trio.sleep(0.2)
+
+    assert answered_before is None
+    assert line.call.conversation.answered_at == pytest.approx(began + 4.0)
+    line.call.end(EndReason.HUNG_UP)
+    await line.call.finished.wait()
+
+
+async def test_a_stream_that_nobody_hears_answers_no_phone(autojump_clock, nursery):
+    line = Line(nursery, patience=QUIET)
+    line.media.joins_s, line.media.is_joined = 2.0, False
+    nursery.start_soon(line.call.run)
+    await wait_all_tasks_blocked()
+    line.connect()
+    await trio.sleep(5.0)
+    answered_at = line.call.conversation.answered_at
+    await line.come_back()
+
+    assert answered_at is None
+    assert line.call.conversation.answered_at == trio.current_time()
+    line.call.end(EndReason.HUNG_UP)
+    await line.call.finished.wait()
 
 
 async def test_the_carriers_last_word_ends_the_waiting_at_once(autojump_clock, line):

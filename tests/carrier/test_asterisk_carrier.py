@@ -277,7 +277,7 @@ async def test_nothing_is_kept_of_a_stream_that_is_opened_when_its_call_is_over(
         with pytest.raises(CarrierError) if is_refused else nullcontext():
             await carrier._hands.do(OpenStream(IN, media, "tick"))
         await pbx.until(lambda: media not in pbx.channels)
-        kept = carrier._hands._joined
+        kept = carrier._hands._joins
 
     assert kept == {}
 

@@ -23,14 +23,15 @@ class Pbx:
     def __init__(self) -> None:
         ours, self.socket = memory_transports()
         self.transport = QueuedTransport(ours)
-        self.joined = trio.Event()
+        self.joined, self.is_joined = trio.Event(), True
         self.stream = AsteriskMediaStream(self.transport, self._wait_joined)
         self.events: list[object] = []
         self.asked_for: list[str] = []
 
-    async def _wait_joined(self, media_id: str) -> None:
+    async def _wait_joined(self, media_id: str) -> bool:
         self.asked_for.append(media_id)
         await self.joined.wait()
+        return self.is_joined
 
     async def start(self, nursery: trio.Nursery) -> StreamStarted:
         await self.socket.send(start())
@@ -41,23 +42,45 @@ class Pbx:
         return started
 
 
-async def test_a_stream_has_started_when_it_is_in_a_bridge_with_the_caller(nursery):
+async def test_a_stream_is_heard_when_it_is_in_a_bridge_with_the_caller(autojump_clock, nursery):
     pbx = Pbx()
-    found: list[StreamStarted | None] = []
+    found: list[float | None] = []
 
-    async def receive() -> None:
-        found.append(await pbx.stream.receive_start())
+    async def wait() -> None:
+        started = await pbx.stream.receive_start()
+        assert started is not None
+        found.append(await pbx.stream.wait_heard(started))
 
-    nursery.start_soon(receive)
+    nursery.start_soon(wait)
     await pbx.socket.send(start())
-    await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(3.0)
     before = list(found)
     pbx.joined.set()
     await trio.testing.wait_all_tasks_blocked()
+    joined_at = trio.current_time()
+    pbx.stream.listen(pbx.events.extend, nobodys_relay())
+    nursery.start_soon(pbx.transport.run)
+    await trio.sleep(0.5)
+    await pbx.socket.send(FRAME)
+    await trio.testing.wait_all_tasks_blocked()
+    (audio,) = pbx.events
 
     assert before == []
     assert pbx.asked_for == ["offhook.media.1.offhook-1"]
-    assert isinstance(found[0], StreamStarted)
+    assert found == [joined_at]
+    assert isinstance(audio, CallerAudio)
+    assert audio.timestamp_ms == 500  # since they hear each other
+
+
+async def test_a_stream_that_comes_into_no_bridge_is_never_heard():
+    pbx = Pbx()
+    pbx.is_joined = False
+    pbx.joined.set()
+    await pbx.socket.send(start())
+    started = await pbx.stream.receive_start()
+    assert started is not None
+
+    assert await pbx.stream.wait_heard(started) is None
 
 
 async def test_audio_goes_both_ways_in_binary_frames(nursery):

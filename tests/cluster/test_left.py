@@ -169,6 +169,28 @@ async def test_calls_of_a_dead_process_are_taken_over_however_often_its_machine_
     assert ours.reasons == {ENDED: "caller-hung-up"}
 
 
+async def test_a_call_is_not_given_up_while_the_carrier_is_still_told_to_bring_its_stream(
+    autojump_clock, monkeypatch, ours, theirs, nursery
+):
+    told_at: list[float] = []
+
+    async def reconnect(call_sid: str, ticket: str) -> None:  # eight requests of a slow Asterisk's
+        await trio.sleep(OPTIONS.line_lost_timeout_s + 5.0)
+        told_at.append(trio.current_time())
+
+    monkeypatch.setattr(ours.carrier, "reconnect", reconnect)
+    died(theirs)
+    nursery.start_soon(ours.rescue.run)
+    while not told_at:  # noqa: ASYNC110
+        await trio.sleep(0.5)
+    (call,) = ours.calls.register.live
+    is_on = call.end_reason is None
+    await call.finished.wait()
+
+    assert is_on
+    assert ours.reasons[LIVE] == "caller-gone"
+
+
 async def test_whoever_is_in_a_dead_ones_place_takes_its_calls_over_though_all_are_held_up(
     autojump_clock, machine, begin, ours, theirs, nursery
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -9,6 +10,7 @@ import ssl
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -220,6 +222,42 @@ async def test_a_peer_that_is_not_heard_is_held_back_and_nothing_is_lost(plane, 
 
     assert held < sent
     assert [int(message.rstrip(b".")) for message in received] == list(range(sent))
+
+
+class Full:
+    """An epoll that watches no more sockets; the rest is that of the plane's own."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._epoll = epoll
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+    def register(self, number: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+async def receive_all(wire: Wire) -> None:
+    while await wire.receive() is not None:
+        pass
+
+
+async def test_a_wire_that_was_held_back_and_cannot_be_watched_again_is_closed_all_the_same(
+    plane, monkeypatch, nursery
+):
+    async with connected(plane) as (wire, peer):
+        nursery.start_soon(partial(peer.send, *(b"." * 2000 for _ in range(MAX_INBOX + 1))))
+        with trio.fail_after(60):
+            while not wire._paused:  # noqa: ASYNC110
+                await trio.sleep(0.001)
+        with monkeypatch.context() as patched:
+            patched.setattr(plane, "_epoll", Full(plane._epoll))
+            with pytest.raises(OSError, match="No space"):
+                await receive_all(wire)
+            wire.close()
+
+    assert plane.wires == 0
+    assert wire.fileno() == -1
 
 
 async def test_a_peer_that_stops_reading_is_given_up_at_a_bound(plane):

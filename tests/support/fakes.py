@@ -49,6 +49,10 @@ class MemoryMedia:
         self.sent: list[tuple[float, CarrierCommand]] = []
         self.closed: tuple[int, str] | None = None
         self.left = False
+        self.joins_s = 0.0
+        """How long it takes until the caller hears it."""
+        self.is_joined = True
+        """Whether they do then."""
 
     # The carrier's end, for the test.
 
@@ -99,6 +103,12 @@ class MemoryMedia:
                 return event
             if isinstance(event, StreamStopped):
                 return None
+
+    async def wait_heard(self, started: StreamStarted) -> float | None:
+        if self.joins_s:
+            await trio.sleep(self.joins_s)
+            return trio.current_time() if self.is_joined else None
+        return started.received_at
 
     def listen(self, on_events: Listener, relay: SoundPath) -> None:
         self._listener = on_events

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import structlog
 import trio
@@ -42,9 +43,9 @@ from server.errors import CallNotInProgress, CarrierError
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-JOIN_TIMEOUT_S = 8.0
+JOIN_TIMEOUT_S = 25.0
 """From the start of a stream until it is in a bridge with the caller: some ten milliseconds, and
-seconds where a machine is held up. A stream has to have begun within ``START_TIMEOUT_S``, 10 s.
+where a machine is held up as long as the two requests may take, and the event before them.
 """
 CLEAN_UP_S = 5.0
 """For what has to be taken away though nobody waits for it any more."""
@@ -67,6 +68,14 @@ class _Bridge(Struct):
     id: str
     name: str = ""
     channels: list[str] = []
+
+
+@dataclass(slots=True)
+class _Joining:
+    """What becomes of a stream that its caller is to hear."""
+
+    over: trio.Event = field(default_factory=trio.Event)
+    is_done: bool = False
 
 
 class _Variable(Struct):
@@ -107,7 +116,7 @@ class Hands:
         self._apology = apology
         self._process = process
         self._longest_s = longest_s
-        self._joined: dict[str, trio.Event] = {}
+        self._joins: dict[str, _Joining] = {}
         self._asking: set[tuple[str, trio.Event]] = set()
 
     async def do(self, step: Step) -> bool:
@@ -439,15 +448,17 @@ class Hands:
             )
         return ""
 
-    async def wait_joined(self, media_id: str) -> None:
-        """Wait until a media channel and its call hear each other, but not for long."""
-        joined = self._joined.get(media_id)
-        if joined is not None:
-            with trio.move_on_after(JOIN_TIMEOUT_S):
-                await joined.wait()
+    async def wait_joined(self, media_id: str) -> bool:
+        """Wait until a media channel and its call hear each other; False if they never will."""
+        joining = self._joins.get(media_id)
+        if joining is None:  # it was opened by another process, which has joined them since
+            return True
+        with trio.move_on_after(JOIN_TIMEOUT_S):
+            await joining.over.wait()
+        return joining.is_done
 
     async def _open_stream(self, call_sid: str, media_id: str, ticket: str) -> None:
-        self._joined[media_id] = trio.Event()
+        self._joins[media_id] = _Joining()
         arguments = f"v(process={self._process})" if self._process else ""
         try:
             await self._ari.post(
@@ -462,21 +473,27 @@ class Hands:
                 variables={CALL_VARIABLE: call_sid, TICKET_VARIABLE: ticket},
             )
         except BaseException:
-            self._joined.pop(media_id, None)
+            self._end_join(media_id)
             raise
 
     async def _join(self, call_sid: str, media_id: str) -> None:
         bridge_id = bridge_of(media_id)
-        with in_progress():
-            await self._ari.post("bridges", type="mixing", bridgeId=bridge_id, name=self._app)
-            both = f"{call_sid},{media_id}"
-            await self._ari.post("bridges", bridge_id, "addChannel", channel=both)
-        if (joined := self._joined.get(media_id)) is not None:
-            joined.set()
+        joining = self._joins.get(media_id, _Joining())
+        try:
+            with in_progress():
+                await self._ari.post("bridges", type="mixing", bridgeId=bridge_id, name=self._app)
+                both = f"{call_sid},{media_id}"
+                await self._ari.post("bridges", bridge_id, "addChannel", channel=both)
+            joining.is_done = True
+        finally:
+            joining.over.set()
+
+    def _end_join(self, media_id: str) -> None:
+        if (joining := self._joins.pop(media_id, None)) is not None:
+            joining.over.set()
 
     async def _drop(self, media_id: str) -> bool:
-        if (joined := self._joined.pop(media_id, None)) is not None:
-            joined.set()  # it is over: nobody has to wait for it
+        self._end_join(media_id)
         with trio.CancelScope(shield=True):
             was_there = await self._ari.delete("channels", media_id)
             await self._ari.delete("bridges", bridge_of(media_id))

@@ -141,6 +141,15 @@ class AsteriskProtocol(StreamProtocol):
             return MarkReached(read.correlation_id, now)
         return DigitPressed(read.digit)
 
+    def joined(self, now: float) -> float:
+        """The caller is heard from now on: the stream's clock counts from here.
+
+        Returns:
+            From when it does.
+        """
+        self._began_at = now
+        return now
+
     def begin(self) -> str:
         """What is sent first: from then on audio need not come in whole frames."""
         return _START_BUFFERING

@@ -32,21 +32,21 @@ class AsteriskMediaStream(SocketStream[AsteriskProtocol]):
 
     Args:
         transport: The socket.
-        wait_joined: Waits until the media channel of this name hears and is heard by the caller:
-            what is sent before that nobody would hear.
+        wait_joined: Waits until the media channel of this name hears and is heard by the caller;
+            False if that will not be.
     """
 
     abilities = ABILITIES
 
-    def __init__(self, transport: Transport, wait_joined: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, transport: Transport, wait_joined: Callable[[str], Awaitable[bool]]) -> None:
         super().__init__(transport, AsteriskProtocol())
         self._wait_joined = wait_joined
 
-    async def receive_start(self) -> StreamStarted | None:
-        """As all do; what is sent before the caller is joined to the stream nobody would hear."""
-        if (event := await super().receive_start()) is not None:
-            await self._wait_joined(event.stream_sid)
-        return event
+    async def wait_heard(self, started: StreamStarted) -> float | None:
+        """Wait until the caller is joined to the stream: what is sent before nobody would hear."""
+        if not await self._wait_joined(started.stream_sid):
+            return None
+        return self._protocol.joined(trio.current_time())
 
     def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """Push events from now on; audio need not come in whole frames from then on."""
