@@ -297,7 +297,8 @@ def _log_failure(name: str, error: BaseException) -> None:
 
 
 def _error(message: str) -> Mapping[str, Any]:
-    return {"error": message[:MAX_ERROR]}
+    # Half of a surrogate pair, as of text that was cut, could not be sent.
+    return {"error": message[:MAX_ERROR].encode("utf-8", "replace").decode()}
 
 
 def _response(value: object) -> Mapping[str, Any]:
