@@ -249,7 +249,9 @@ class Toolbox:
         # went wrong ends here, and Cancelled alone goes on to whoever has cancelled it.
         try:
             with trio.move_on_after(timeout_s):
-                return "ok", _response(await wanted.run(call.arguments, self._call, self._threads))
+                # Its own: what it does to them is nothing to what is remembered of the call.
+                arguments = msgspec.json.decode(msgspec.json.encode(call.arguments))
+                return "ok", _response(await wanted.run(arguments, self._call, self._threads))
         except* ToolError as errors:
             told = "error", _error(str(innermost(errors)))
         except* (Exception, SystemExit) as errors:
