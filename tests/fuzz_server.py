@@ -830,6 +830,7 @@ WATCHED = (
     "server.switchboard.destinations",
     "server.web.keys",
     "server.agent.mcp_servers",
+    "server.agent.results",
     "server.model.gemini.protocol",
     "server.model.gemini.fields",
     "server.switchboard.strangers",

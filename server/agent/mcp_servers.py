@@ -29,14 +29,8 @@ import structlog
 import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from server.agent.tool import (
-    MAX_ERROR,
-    MAX_RESULT_BYTES,
-    LiveCall,
-    Tool,
-    ToolError,
-    without_extra,
-)
+from server.agent.results import MAX_RESULT_BYTES, ToolError, is_too_big
+from server.agent.tool import MAX_ERROR, LiveCall, Tool, without_extra
 from server.errors import ConfigurationError, innermost
 from server.pace import Backoff
 from server.settings.file import read_text
@@ -332,21 +326,6 @@ def arguments_for(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     if not isinstance(known, Mapping) or schema.get("additionalProperties"):
         return dict(given)  # it wants others, too
     return without_extra(given, known)
-
-
-def is_too_big(value: object, most_bytes: int) -> bool:
-    """Whether a value takes more than so many bytes as JSON, found out without writing it."""
-    left, rest = most_bytes, [value]
-    while rest and left >= 0:
-        one = rest.pop()
-        left -= 2  # a digit or a bracket, and the comma
-        if isinstance(one, str):
-            left -= len(one)
-        elif isinstance(one, dict | list | tuple):
-            if len(one) > left:
-                return True
-            rest += [*one.keys(), *one.values()] if isinstance(one, dict) else one
-    return left < 0
 
 
 def _reason(error: BaseException) -> str:

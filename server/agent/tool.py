@@ -16,8 +16,8 @@ becomes the JSON schema that its arguments are checked against::
 An ``async`` function runs on the event loop, which is trio's and not asyncio's, a plain one in a
 worker thread, where it may wait and use asyncio as it likes. A parameter named
 ``call`` is given the call itself and is not the model's business. What is returned is told to the
-model, if it can be written as JSON; a :class:`ToolError` is told as its message, any other
-exception only as "failed".
+model, if it can be written as JSON of 32 KiB at most, a generator as a list; a
+:class:`ToolError` is told as its message, any other exception only as "failed".
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from docstring_parser import parse
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from server.agent.results import MAX_RESULT_BYTES as MAX_RESULT_BYTES
+from server.agent.results import Result, written
+from server.agent.results import ToolError as ToolError
 from server.carrier import CallStatus
 from server.logs.authors import FromThread, Held
 
-MAX_RESULT_BYTES = 32 * 1024
-"""Of a result as JSON: the whole context is billed again with every turn, and nobody listens to
-more than this."""
 MAX_ERROR = 2_000
 """Characters of what the model is told about a failure."""
 MAX_PROBLEMS = 10
@@ -51,10 +51,6 @@ MAX_FILLER = 200
 """Characters of what the agent says before a function that takes long."""
 _FILLER = 'It takes a while. Just before you call it, say "{}", and nothing after that.'
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}")  # as the Live API wants it
-
-
-class ToolError(Exception):
-    """Something the model should know about: the message is told to it, and to nobody else."""
 
 
 class LiveCall(Protocol):
@@ -127,6 +123,9 @@ class Tool:
     """JSON schema of its arguments, an object."""
     run: Callable[[Mapping[str, Any], LiveCall, trio.CapacityLimiter], Awaitable[object]]
     """Checks the arguments and runs it; a function that blocks, in a thread of the limiter.
+
+    Returns:
+        What is to be told, as a :class:`Result` where that took work.
 
     Raises:
         ToolError: The arguments are wrong, or whatever else the model should be told.
@@ -247,12 +246,20 @@ def tool_of(
             is_async = inspect.iscoroutinefunction(function)
             checked = checked | {"call": call if is_async else FromThread(call)}
         if inspect.iscoroutinefunction(function):
-            return await held.watch(function(**checked))
+            return await held.watch(_awaited(function(**checked)))
         return await trio.to_thread.run_sync(
-            partial(function, **checked), abandon_on_cancel=True, limiter=threads
+            partial(_called, function, checked), abandon_on_cancel=True, limiter=threads
         )
 
     return Tool(name, description, parameters, run, timeout_s, function, filler)
+
+
+def _called(function: Callable[..., object], arguments: Mapping[str, Any]) -> Result:
+    return written(function(**arguments))
+
+
+async def _awaited(running: Awaitable[object]) -> Result:
+    return written(await running)
 
 
 _REMARKS = frozenset({"reason", "explanation", "rationale", "thought", "thoughts", "comment"})

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import msgspec
 import structlog
 import trio
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from server.agent.builtin import send_dtmf, voicemail_reached
 from server.agent.outcome import TOOL_NAME
-from server.agent.tool import MAX_ERROR, MAX_RESULT_BYTES, LiveCall, Tool, ToolError
+from server.agent.results import Result, ToolError, written
+from server.agent.tool import MAX_ERROR, LiveCall, Tool
 from server.errors import innermost
 from server.logs.authors import hint_of
 from server.metrics import Metrics
@@ -309,26 +309,7 @@ def _response(value: object) -> Mapping[str, Any]:
     Raises:
         ToolError: It cannot be told.
     """
-    try:
-        output = to_jsonable_python(value, by_alias=True)
-        if output is None or output == {} or output == "":
-            output = {"status": "ok"}
-        response = {"output": output}
-        size = len(msgspec.json.encode(response))
-    except (
-        PydanticSerializationError,
-        UnicodeError,
-        OverflowError,
-        TypeError,
-        ValueError,
-    ) as error:
-        logger.error(  # noqa: TRY400
-            "tool result cannot be written as JSON",
-            result=type(value).__name__,
-            error=type(error).__name__,
-        )
-        raise ToolError("the function was run, but what it returned cannot be read") from None
-    if size > MAX_RESULT_BYTES:
-        logger.error("tool result is too long", size_bytes=size, limit_bytes=MAX_RESULT_BYTES)
-        raise ToolError("the function was run, but what it returned is too long to be read")
-    return response
+    output = (value if isinstance(value, Result) else written(value)).output
+    if output is None or output == {} or output == "":
+        output = {"status": "ok"}
+    return {"output": output}

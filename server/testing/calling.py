@@ -16,6 +16,7 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from server.agent.agent import DEFAULT_NAME, Agent
+from server.agent.results import Result
 from server.agent.roster.agents import filled
 from server.agent.roster.files import read_agents
 from server.agent.tool import LiveCall, Tool
@@ -272,7 +273,8 @@ class _Bench:
                 raise
             finally:
                 self._hold(-is_plain)
-            self._uses.append(ToolUse(tool.name, given, result))
+            came = result.value if isinstance(result, Result) else result
+            self._uses.append(ToolUse(tool.name, given, came))
             return result
 
         return replace(tool, run=run)

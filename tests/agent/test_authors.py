@@ -11,6 +11,7 @@ import trio
 from structlog.testing import capture_logs
 
 from codec import beat
+from server.agent.results import Result
 from server.agent.roster.agents import NewCall
 from server.agent.roster.files import read_agents
 from server.agent.tool import tool
@@ -183,7 +184,9 @@ class _Call:
 @pytest.fixture
 def use_tool():
     async def use(function, call: _Call) -> object:
-        return await tool(function).run({}, call, trio.CapacityLimiter(1))
+        result = await tool(function).run({}, call, trio.CapacityLimiter(1))
+        assert isinstance(result, Result)
+        return result.value
 
     return use
 

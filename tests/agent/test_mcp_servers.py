@@ -21,9 +21,9 @@ from server.agent.mcp_servers import (
     _Entry,
     _told,
     arguments_for,
-    is_too_big,
     read_servers,
 )
+from server.agent.results import is_too_big
 from server.agent.tool import MAX_ERROR, ToolError, tool
 from server.call.toolbox import Toolbox
 from server.errors import ConfigurationError
