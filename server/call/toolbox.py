@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ from server.agent.outcome import TOOL_NAME
 from server.agent.results import Result, ToolError, written
 from server.agent.tool import MAX_ERROR, LiveCall, Tool
 from server.errors import innermost
-from server.logs.authors import hint_of
+from server.logs.authors import hint_of, place_of
 from server.metrics import Metrics
 from server.model import ToolCall, ToolResult
 
@@ -293,7 +292,7 @@ def _log_failure(name: str, error: BaseException) -> None:
         "tool failed",
         tool=name,
         error=type(error).__name__,
-        where="".join(traceback.format_tb(error.__traceback__)),
+        where=place_of(error),
         **hint,
     )
 

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import structlog
 import trio
 
-from server.errors import ConfigurationError
+from server.errors import ConfigurationError, innermost
 from server.events.event import KINDS, Kind
-from server.logs.authors import watched
+from server.logs.authors import place_of, watched
 from server.metrics import Metrics
 from server.signal import Signal
 
@@ -197,10 +197,14 @@ class Handling:
                 await handler.function(content)
                 outcome = "ok"
         # Whatever a function of the user's may do; by except*, as it may while it is cancelled.
-        except* (Exception, SystemExit):
-            outcome = "error"
-            logger.exception(
-                "event handler failed", handler=handler.name, event_type=content["type"]
+        except* (Exception, SystemExit) as errors:
+            outcome, error = "error", innermost(errors)
+            logger.error(  # noqa: TRY400 - the message may hold what somebody said
+                "event handler failed",
+                handler=handler.name,
+                event_type=content["type"],
+                error=type(error).__name__,
+                where=place_of(error),
             )
         if outcome == "late":
             logger.warning("event handler took too long", handler=handler.name, limit_s=TIMEOUT_S)

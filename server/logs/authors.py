@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import traceback
 import types
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial, wraps
@@ -41,6 +42,14 @@ def hint_of(error: BaseException) -> str | None:
     ):
         return USES_ASYNCIO
     return None
+
+
+def place_of(error: BaseException) -> str:
+    """Where in its author's code an exception was raised, line by line.
+
+    Its message is left out: what a function of the user's works with is what somebody has said.
+    """
+    return "".join(traceback.format_tb(error.__traceback__))
 
 
 class FromThread:

@@ -80,6 +80,31 @@ async def test_one_that_fails_or_hangs_is_told_of_and_takes_no_other_with_it(
     assert told == ["event handler failed", "event handler took too long"]
 
 
+@pytest.mark.parametrize("in_a_task", [False, True])
+async def test_what_a_failed_function_says_is_in_no_log(nursery, autojump_clock, capsys, in_a_task):
+    async def fail(event):
+        raise RuntimeError(f"cannot write {event['data']['call']['detail']}")
+
+    @on()
+    async def fails(event):
+        if not in_a_task:
+            await fail(event)
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(fail, event)
+
+    handling = Handling([fails], Metrics(CollectorRegistry()))
+    nursery.start_soon(handling.run)
+
+    handling.tell(*event("call.ended", detail="my card is 4111"))
+    await wait_all_tasks_blocked()
+
+    said = "".join(capsys.readouterr())
+    assert "event handler failed" in said
+    assert "RuntimeError" in said
+    assert "in fail" in said
+    assert "4111" not in said
+
+
 async def test_events_are_left_out_rather_than_kept_without_a_bound(autojump_clock):
     @on()
     async def works(event):

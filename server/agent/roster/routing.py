@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 
 import structlog
@@ -11,6 +10,7 @@ import trio
 from server.agent.agent import Agent
 from server.agent.roster.agents import Agents, Choice, NewCall, VariablesWrong, filled
 from server.errors import innermost
+from server.logs.authors import place_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -76,5 +76,4 @@ async def _asked(
 
 def _log_failure(error: BaseException) -> None:
     """A route has failed: its message may hold what only the caller's number leads to."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.warning("route failed", reason=type(error).__name__, where=frames)
+    logger.warning("route failed", reason=type(error).__name__, where=place_of(error))
