@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import structlog
 import trio
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
@@ -24,6 +25,9 @@ from referencing.exceptions import Unresolvable
 
 from server.agent.tool import MAX_PROBLEMS, LiveCall, Tool, ToolError, plain_schema, without_extra
 from server.errors import ConfigurationError
+from server.logs.authors import place_of
+
+logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 TOOL_NAME = "save_outcome"
 MAX_SCHEMA_BYTES = 32 * 1024
@@ -140,6 +144,11 @@ def _of_class(kind: Any) -> OutcomeSchema:
                 f"{'.'.join(str(part) for part in issue['loc']) or 'it'}: {issue['msg']}"
                 for issue in error.errors(include_url=False, include_context=False)
             ]
+        except Exception as error:  # of a validator of the user's; told without what it was given
+            logger.error(  # noqa: TRY400
+                "outcome cannot be checked", error=type(error).__name__, where=place_of(error)
+            )
+            return [f"it cannot be checked: {type(error).__name__}"]
         return []
 
     return _of_schema(schema, check)

@@ -272,3 +272,23 @@ async def test_the_models_function_is_told_what_is_missing_or_wrong():
     assert tool.description.endswith("One order.")
     assert first == {"saved": True, "still_missing": ["count"]}
     assert last == {"saved": True, "is_complete": True}
+
+
+def test_a_validator_that_fails_lets_nothing_in_and_what_it_was_given_is_in_no_log(capsys):
+    class Delivery(BaseModel):
+        street: str
+
+        @field_validator("street")
+        @classmethod
+        def _known(cls, given: str) -> str:
+            return {"Elm": "Elm Street"}[given]
+
+    order = outcome(Delivery)
+
+    problems = order.fill({"street": "Oak 4111"}, "agent")
+
+    said = "".join(capsys.readouterr())
+    assert problems == ["it cannot be checked: KeyError"]
+    assert order.values == {}
+    assert "in _known" in said
+    assert "4111" not in said
