@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import Any
 
 import pytest
+import trio
 
 from server.agent.agent import Agent
 from server.agent.builtin import hang_up
 from server.agent.outcome import outcome_schema, outcome_tool
+from server.agent.results import MAX_RESULT_BYTES
 from server.agent.roster.agents import VariablesMissing
 from server.agent.tool import LiveCall, ToolError, tool
 from server.errors import ConfigurationError
@@ -139,6 +143,73 @@ def test_time_stands_still_for_a_plain_tool_and_its_errors_are_told():
         ToolUse("price", {"pizza": "hawaii"}, 8.5),
         ToolUse("price", {"pizza": "sushi"}, error="we have none"),
     )
+
+
+@tool(timeout_s=3.0)
+async def look_up(what: str) -> Any:
+    """Look something up.
+
+    Args:
+        what: What.
+    """
+    match what:
+        case "slow":
+            await trio.sleep_forever()
+        case "exit":
+            sys.exit(3)
+        case "bug":
+            raise KeyError(what)
+        case "object":
+            return object()
+        case "long":
+            return "x" * MAX_RESULT_BYTES
+    return None
+
+
+@tool
+def look_up_elsewhere(what: str) -> Any:
+    """Look something up in a thread.
+
+    Args:
+        what: What.
+    """
+    return object() if what == "object" else (letter for letter in what)
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("slow", "no answer within 3 seconds. Tell the caller that it did not work."),
+        ("object", "the function was run, but what it returned cannot be read"),
+        ("long", "the function was run, but what it returned is too long to be read"),
+        ("exit", "SystemExit(3)"),
+        ("bug", "'bug'"),
+        ("nothing", None),
+    ],
+)
+def test_a_tool_that_fails_in_a_call_fails_in_its_test(what, error):
+    call = call_agent(
+        Agent(tools=(look_up,)),
+        CallerSays("What is there?"),
+        AgentCalls("look_up", what=what),
+        AgentSays("That is all."),
+    )
+
+    assert call.tools == (ToolUse("look_up", {"what": what}, error=error),)
+
+
+def test_what_a_plain_tool_returns_is_what_the_test_sees_if_the_model_does():
+    call = call_agent(
+        Agent(tools=(look_up_elsewhere,)),
+        CallerSays("What is there?"),
+        AgentCalls("look_up_elsewhere", what="ab"),
+        AgentCalls("look_up_elsewhere", what="object"),
+        AgentSays("That is all."),
+    )
+
+    given, unreadable = call.tools
+    assert given == ToolUse("look_up_elsewhere", {"what": "ab"}, ["a", "b"])
+    assert (unreadable.result, "cannot be read" in str(unreadable.error)) == (None, True)
 
 
 def test_a_caller_interrupts_and_presses_keys():

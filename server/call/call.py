@@ -179,6 +179,7 @@ class Call:
             timeout_s=options.tool_timeout_s,
             interrupted=() if state is None else [tool.id for tool in state.tools],
             may_run=self.fence.wait_kept,
+            on_run=c.notes.tool_was_run,
         )
         speaking = Speaking(c, self._playing, self._machine, toolbox)
         limit = self._time_limit  # by itself: what knows the call would be a ring

@@ -81,6 +81,8 @@ class Toolbox:
         timeout_s: How long a function may take that does not say so itself.
         interrupted: Ids of calls that another process had begun to run: they are never run again.
         may_run: Awaited before anything is run: False if that is another process's to do.
+        on_run: Told of each function that was run and is answered: the call, what the function has
+            returned or raised, and what the model is told of it.
     """
 
     MAX_ANSWERED = 64
@@ -101,8 +103,10 @@ class Toolbox:
         timeout_s: float,
         interrupted: Iterable[str] = (),
         may_run: Callable[[], Awaitable[bool]] | None = None,
+        on_run: Callable[[ToolCall, object, Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._may_run = may_run
+        self._on_run = on_run
         self._interrupted = frozenset(interrupted)
         self._tools = {one.name: one for one in tools}
         self._call = call
@@ -244,18 +248,24 @@ class Toolbox:
                 f"no answer within {timeout_s:g} seconds. Tell the caller that it did not work."
             ),
         )
+        came: object = None
         # By except*, for a function with a nursery of its own may fail while it is cancelled: what
         # went wrong ends here, and Cancelled alone goes on to whoever has cancelled it.
         try:
             with trio.move_on_after(timeout_s):
                 # Its own: what it does to them is nothing to what is remembered of the call.
                 arguments = msgspec.json.decode(msgspec.json.encode(call.arguments))
-                return "ok", _response(await wanted.run(arguments, self._call, self._threads))
+                came = await wanted.run(arguments, self._call, self._threads)
+                told = "ok", _response(came)
         except* ToolError as errors:
-            told = "error", _error(str(innermost(errors)))
+            came = innermost(errors)
+            told = "error", _error(str(came))
         except* (Exception, SystemExit) as errors:
-            _log_failure(wanted.name, innermost(errors))
+            came = innermost(errors)
+            _log_failure(wanted.name, came)
             told = "failed", _error("the function failed; calling it again will not help")
+        if self._on_run is not None:
+            self._on_run(call, came, told[1])
         return told
 
     def _remember(self, call: ToolCall, response: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from server.agent.agent import DEFAULT_NAME, Agent
-from server.agent.results import Result
+from server.agent.results import Result, ToolError
 from server.agent.roster.agents import filled
 from server.agent.roster.files import read_agents
 from server.agent.tool import LiveCall, Tool
@@ -41,6 +41,7 @@ class ToolUse:
     name: str
     arguments: Mapping[str, Any]
     result: Any = None
+    """What it has returned."""
     error: str | None = None
     """What the model was told instead, or the exception that a bug has raised."""
 
@@ -210,7 +211,7 @@ class _Bench:
         self._clock = clock
         self._uses: list[ToolUse] = []
         self._running = 0
-        self._agent = replace(agent, tools=tuple(self._watched(tool) for tool in agent.tools))
+        self._agent = replace(agent, tools=tuple(self._holding(tool) for tool in agent.tools))
         self._options = CallOptions.of(agent.settings or settings)
         self._gemini = GeminiSimulator(script=script, script_after_resume=script)
         self._model = model_in_memory(self._gemini, settings.gemini_model)
@@ -239,6 +240,7 @@ class _Bench:
             options=self._options,
             metadata=metadata,
         )
+        call.conversation.notes.on_tool = self._write_down
         call.accept(self._call_sid)
         with trio.fail_after(LONGEST_CALL_S):
             async with trio.open_nursery() as nursery:
@@ -258,8 +260,8 @@ class _Bench:
             transferred_to=tuple(self._carrier.transferred_to),
         )
 
-    def _watched(self, tool: Tool) -> Tool:
-        """The tool, with what comes of it written down; a plain function stops the clock."""
+    def _holding(self, tool: Tool) -> Tool:
+        """The tool, but the clock stands still while it is a plain function that runs."""
         is_plain = tool.function is not None and not inspect.iscoroutinefunction(tool.function)
 
         async def run(
@@ -267,17 +269,24 @@ class _Bench:
         ) -> object:
             self._hold(is_plain)
             try:
-                result = await tool.run(given, call, threads)
-            except Exception as error:
-                self._uses.append(ToolUse(tool.name, given, error=str(error) or repr(error)))
-                raise
+                return await tool.run(given, call, threads)
             finally:
                 self._hold(-is_plain)
-            came = result.value if isinstance(result, Result) else result
-            self._uses.append(ToolUse(tool.name, given, came))
-            return result
 
         return replace(tool, run=run)
+
+    def _write_down(
+        self, name: str, arguments: Mapping[str, Any], came: object, response: Mapping[str, Any]
+    ) -> None:
+        """A function was run, and the model is told what came of it."""
+        error = response.get("error")
+        if error is None:
+            result = came.value if isinstance(came, Result) else came
+            self._uses.append(ToolUse(name, arguments, result))
+            return
+        if isinstance(came, BaseException) and not isinstance(came, ToolError):
+            error = repr(came) if isinstance(came, SystemExit) else str(came) or repr(came)
+        self._uses.append(ToolUse(name, arguments, error=error))
 
     def _hold(self, plain: int) -> None:
         """Let no time pass while plain functions run in their threads."""

@@ -15,6 +15,7 @@ from server.dialogue.replies import Replies, Reply
 from server.dialogue.timings import Timings
 from server.dialogue.transcript import Transcript
 from server.metrics import Metrics
+from server.model import ToolCall
 from server.records.database.tables import writable
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -39,6 +40,8 @@ class Notes:
         on_note: Told of each line of the timeline: whose call, when, what, facts; None for nobody.
         keep_now: Called when what has changed would be done twice if another process did not know
             of it; what comes next then finds it kept.
+        on_tool: Told of each function that was run and is answered: its name, its arguments, what
+            it has returned or raised, and what the model is told of it; None for nobody.
         on_heard: Called when an agent turn was heard to its end, or cut.
     """
 
@@ -58,6 +61,8 @@ class Notes:
         self.keep_soon: Callable[[], None] = _nobody
         self.keep_now: Callable[[], None] = _nobody
         self.on_note: Callable[[str, float, str, Mapping[str, Any]], None] | None = None
+        self.on_tool: Callable[[str, Mapping[str, Any], object, Mapping[str, Any]], None] | None
+        self.on_tool = None
         self.on_heard: Callable[[int], None] = _nobody_asks
         self.metrics = metrics
         self.caller_latency = metrics.chunk_latency.labels("caller")
@@ -123,6 +128,11 @@ class Notes:
         self.note("outcome", missing=len(self.outcome.missing))
         self.keep_soon()
         return self.outcome.missing
+
+    def tool_was_run(self, call: ToolCall, came: object, response: Mapping[str, Any]) -> None:
+        """A function has returned or raised this, and the model is told so."""
+        if self.on_tool is not None:
+            self.on_tool(call.name, call.arguments, came, response)
 
     def remembered(self) -> None:
         """Whatever resumes the model's session from now on knows what was done before."""
