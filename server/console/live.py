@@ -18,6 +18,7 @@ from server.call.conversation import Conversation, Stage
 from server.console.journal import Batch, Journal
 from server.errors import CallRefused
 from server.records.database.tables import fitted
+from server.records.words import line_of
 from server.service import Service
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -67,7 +68,7 @@ class Live:
         """A line was added to a call's timeline."""
         now = trio.current_time()
         if self._journal.is_watched(now):
-            line = fitted({"line": {"at_s": round(at_s, 3), "what": what, **facts}})
+            line = fitted({"line": line_of(at_s, what, facts)})
             self._journal.write("line", now, call_sid=call_sid, **line)
             self._tell()
 

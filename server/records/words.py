@@ -28,6 +28,12 @@ class ReplyRecord:
         }
 
 
+def line_of(at_s: float, what: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of a timeline as it is shown; facts that are called as its own parts give way."""
+    line = {"at_s": round(at_s, 3), "what": what}
+    return {**line, **facts, **line}
+
+
 @dataclass(frozen=True, slots=True)
 class CallDetails:
     """What a list does not show of a call; None for what could not be made."""
@@ -57,10 +63,7 @@ class CallDetails:
         if self.transcript is not None:
             shown["transcript"] = list(self.transcript)
         if self.timeline is not None:
-            shown["timeline"] = [
-                {"at_s": round(at_s, 3), "what": what, **facts}
-                for at_s, what, facts in self.timeline
-            ]
+            shown["timeline"] = [line_of(at_s, what, facts) for at_s, what, facts in self.timeline]
         return shown
 
 

@@ -283,6 +283,21 @@ async def test_what_a_function_notes_may_be_anything_and_the_database_takes_the_
     }
 
 
+async def test_a_function_may_note_facts_of_any_name(autojump_clock, nursery):
+    calls = make_calls(records=KeptRecords())
+    await nursery.start(calls.run)
+    call = await calls.place(NUMBER, Agent())
+
+    call.note("looked up", event="fair", call_sid="x", method_name="m", exc_info=True, at_s=7.0)
+
+    line = call.record().as_dict()["timeline"][-1]
+    assert line.pop("at_s") < 7.0
+    assert line == {
+        **{"what": "looked up", "event": "fair", "call_sid": "x"},
+        **{"method_name": "m", "exc_info": True},
+    }
+
+
 async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_ended_since():
     records = KeptRecords()
     register = Register(records, 0)

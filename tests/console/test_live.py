@@ -84,11 +84,12 @@ async def test_a_line_with_what_json_cannot_say_harms_neither_its_call_nor_its_r
     live = Live(app.service)
     after = live.watch()
 
-    live.noted("CA1", 1.0, "tool", {"took_ms": float("nan"), "name": "\ud800", "odd": object()})
+    facts = {"took_ms": float("nan"), "name": "\ud800", "odd": object(), "at_s": "noon", "what": 1}
+    live.noted("CA1", 1.0, "tool", facts)
 
     (news,) = [each for each in live._journal.since(after).news if "line" in each]
     line = json.loads(news, parse_constant=pytest.fail)["line"]
-    assert (line["what"], line["took_ms"]) == ("tool", None)
+    assert (line["at_s"], line["what"], line["took_ms"]) == (1.0, "tool", None)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,9 @@ class Notes:
         del self.timeline[:-MAX_TIMELINE]
         if self.on_note is not None:
             self.on_note(self.call_sid, at_s, what, facts)
-        # Webhooks and sockets note things from tasks of their own, without the call's context.
-        logger.debug(what, call_sid=self.call_sid, **facts)
+        # Webhooks and sockets note things from tasks of their own, without the call's context. The
+        # facts keep to themselves: a function's may have any name, one of the logger's as well.
+        logger.debug(what, call_sid=self.call_sid, facts=facts)
 
     def note_trouble(self, what: str, **facts: Any) -> None:
         """Add a line to the timeline, of what somebody may want to look into afterwards."""
