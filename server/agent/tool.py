@@ -156,7 +156,14 @@ class Tool:
 
 
 @overload
-def tool(function: Callable[..., Any], /) -> Tool: ...
+def tool(
+    function: Callable[..., Any],
+    /,
+    *,
+    name: str | None = None,
+    timeout_s: float | None = None,
+    filler: str = "",
+) -> Tool: ...
 
 
 @overload
@@ -188,16 +195,18 @@ def tool(
     """
     if function is None:
         return lambda function: tool_of(function, name, timeout_s, filler)
-    return tool_of(function, None, None)
+    return tool_of(function, name, timeout_s, filler)
 
 
 def tool_of(
     function: Callable[..., Any], name: str | None, timeout_s: float | None, filler: str = ""
 ) -> Tool:
     """Make a tool of a function; see :func:`tool`."""
+    name = name or getattr(function, "__name__", None)
+    if name is None:
+        raise TypeError(f"tool: a {type(function).__name__} has no name of its own; give it one")
     if len(filler) > MAX_FILLER or '"' in filler:
         raise TypeError(f"tool {name}: a filler has at most {MAX_FILLER} characters, and no quotes")
-    name = name or function.__name__
     if not _NAME.fullmatch(name):
         raise TypeError(f"tool {name!r}: letters, digits and _ only, and at most 128 of them")
     description, described = _read_docstring(_docstring(function))
@@ -280,7 +289,12 @@ def without_extra(given: Mapping[str, Any], known: Collection[str]) -> dict[str,
 
 
 def _docstring(function: Callable[..., Any]) -> str:
-    """What is written below a function's head, also where ``python -OO`` has thrown it away."""
+    """What is written below a function's head, also where ``python -OO`` has thrown it away.
+
+    A partial's own docstring is of functools; it does what its function does.
+    """
+    if isinstance(function, partial):
+        function = function.func
     if function.__doc__ is not None or sys.flags.optimize < 2:
         return function.__doc__ or ""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Annotated, Literal
 
 import pytest
@@ -55,6 +56,35 @@ def test_the_schema_comes_from_the_signature_and_the_docstring():
         },
         "required": ["guests", "when"],
     }
+
+
+def look_up(table: str, key: str) -> str:
+    """Look something up.
+
+    Args:
+        key: What.
+    """
+    return f"{key} of {table}"
+
+
+def test_what_is_said_of_a_function_beside_it_counts():
+    made = tool(look_up, name="find", timeout_s=30.0, filler="One moment.")
+
+    assert (made.name, made.timeout_s, made.filler) == ("find", 30.0, "One moment.")
+
+
+def test_a_function_with_some_arguments_given_is_described_as_the_function_is():
+    made = tool(partial(look_up, "prices"), name="price")
+
+    assert made.description == "Look something up."
+    assert made.parameters["properties"] == {"key": {"type": "string", "description": "What."}}
+    assert made(key="hawaii") == "hawaii of prices"
+
+
+@pytest.mark.parametrize("made", [tool, tool(timeout_s=3.0)])
+def test_what_has_no_name_of_its_own_is_refused_without_one(made):
+    with pytest.raises(TypeError, match="has no name of its own"):
+        made(partial(look_up, "prices"))
 
 
 def test_the_model_is_told_what_to_say_before_it_calls_what_takes_long():
