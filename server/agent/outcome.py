@@ -133,6 +133,7 @@ def _of_class(kind: Any) -> OutcomeSchema:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         schema = adapter.json_schema()
+        schema.setdefault("required", [])  # a class whose fields all have defaults
     except (PydanticUserError, TypeError, ValueError) as error:
         raise SchemaWrong(f"must be a class that pydantic knows: {error}", ["schema"]) from None
 
@@ -172,7 +173,7 @@ def _of_schema(
         raise SchemaWrong(f"has more than {MAX_PROPERTIES} properties", ["properties"])
     if long := next((name for name in (*schema, *properties) if len(name) > MAX_NAME_CHARS), None):
         raise SchemaWrong(f"has a name that is too long: {long[:40]}…", ["properties"])
-    required = tuple(schema.get("required", ())) or tuple(properties)
+    required = tuple(schema.get("required", properties))
     if unknown := [name for name in required if name not in properties]:
         raise SchemaWrong(f"requires {', '.join(unknown)}, but has no such property", ["required"])
     parts = {key: value for key, value in schema.items() if key != "required"}

@@ -218,6 +218,25 @@ def test_a_class_is_a_schema_and_its_validators_have_the_last_word():
     assert order.is_complete
 
 
+class Feedback(BaseModel):
+    stars: int = 5
+    words: str = ""
+
+
+@pytest.mark.parametrize("said", [Feedback, {**ORDER, "required": []}])
+def test_what_requires_nothing_is_whole_from_the_beginning(said):
+    order = outcome(said)
+
+    assert order.schema.required == ()
+    assert (order.missing, order.is_complete) == ((), True)
+
+
+def test_what_does_not_say_what_it_requires_requires_all_of_it():
+    order = outcome({key: value for key, value in ORDER.items() if key != "required"})
+
+    assert order.missing == ("pizza", "count", "wishes")
+
+
 def test_a_class_may_be_named():
     order = outcome({"schema": f"{__name__}.Order"})
 
