@@ -53,6 +53,7 @@ from server.web.api import (
 )
 from server.web.elsewhere import LOOK_UP_S, Elsewhere, worker_lost
 from server.web.once import MAX_KEY_CHARS, Once
+from server.web.path_prefix import prefix_of
 
 _T = TypeVar("_T")
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -297,7 +298,8 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             "status": call.progress.status.value,
             "carrier": service.accounts.carrier.name,
         }
-        return Answer(made, 201, {"Location": f"/calls/{call.call_sid}"}), True
+        prefix = prefix_of(service.settings.public_url)
+        return Answer(made, 201, {"Location": f"{prefix}/calls/{call.call_sid}"}), True
 
     @app.get("/agents")
     @document_response(AgentList)

@@ -195,8 +195,12 @@ async def test_a_call_goes_through_a_proxy_that_leaves_the_prefix(
             )
             for prefix in ("/voice/line", "")
         ]
+        page = await server.http.post("/calls/browser", json={})
         records = [await server.finished(answer.json()["call_sid"]) for answer in answers]
         assert server.service.accounts.webhooks.stream_url.endswith("/voice/line/stream")
 
+    places = [(answer.headers["Location"], answer.json()["call_sid"]) for answer in answers]
+    page_at = page.headers["Location"], page.json()["call_sid"]
+    assert all(place == f"/voice/line/calls/{sid}" for place, sid in [*places, page_at])
     assert [record["reason"] for record in records] == ["caller-hung-up"] * 2
     assert all(record["status"] == "completed" for record in records)

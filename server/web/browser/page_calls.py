@@ -80,7 +80,8 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             quality=data.quality,
             carrier=pages.name,
         )
-        headers = {"Location": f"/calls/{call_sid}", "Cache-Control": "no-store"}
+        location = f"{prefix_of(service.settings.public_url)}/calls/{call_sid}"
+        headers = {"Location": location, "Cache-Control": "no-store"}
         return Answer(made.model_dump(), 201, headers), True
 
     @app.post(RESUME)
