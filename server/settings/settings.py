@@ -435,7 +435,8 @@ class Settings(BaseSettings):
         carrier = self._asterisk() if self.carrier == "asterisk" else self._twilio()
         url = self.public_url
         if url is None and not isinstance(carrier, TwilioAccount):  # reached, and calls, at home
-            url = f"http://{self.host}:{self.port}"
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            url = f"http://{host}:{self.port}"
         is_alone = carrier is None and self.carrier == "twilio"
         model = self._model()
         if (carrier is None and not is_alone) or model is None or url is None:

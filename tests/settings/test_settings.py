@@ -114,6 +114,14 @@ def test_an_asterisk_needs_no_public_address():
     assert account.public_url == "http://127.0.0.1:8000"
 
 
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_an_address_of_ipv6_is_written_as_urls_have_it(host):
+    account = Settings.load(**ASTERISK, host=host).account
+
+    assert account is not None
+    assert account.public_url == f"http://[{host}]:8000"
+
+
 def test_no_secret_is_in_what_an_account_looks_like():
     secret = "hidden-one"
     for given in (
