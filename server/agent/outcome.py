@@ -91,6 +91,7 @@ class OutcomeSchema:
             if not found and not self.missing(values):
                 found = self._whole(values)
             size = len(json.dumps(dict(values)))
+            json.dumps(dict(values), ensure_ascii=False).encode()  # half a character cannot be kept
         except (Unresolvable, RecursionError, ValueError, TypeError) as error:
             return [f"it cannot be checked: {type(error).__name__}"]
         if size > MAX_OUTCOME_BYTES:

@@ -218,6 +218,15 @@ def test_a_class_is_a_schema_and_its_validators_have_the_last_word():
     assert order.is_complete
 
 
+def test_half_a_character_lets_nothing_in():
+    order = outcome()
+
+    assert order.fill({"wishes": ["no \ud83d"]}, "agent") == [
+        "it cannot be checked: UnicodeEncodeError"
+    ]
+    assert order.values == {}
+
+
 class Feedback(BaseModel):
     stars: int = 5
     words: str = ""
