@@ -105,7 +105,7 @@ class Farewell:
                     # What the agent is saying now is not the goodbye: that is a turn of its own.
                     turn = c.agent_turn
                     c.session.send_text(phrases.aside(c.party.agent.farewell))
-                    await c.changed.until(lambda: c.heard_out > turn)
+                    await c.changed.until(lambda: c.heard_out > turn and c.playout.all_heard)
         c.end(self._reason, self._detail)
 
     async def _hear_out(self) -> None:

@@ -195,6 +195,11 @@ class Handover:
     async def _tell_carrier(self, transfer: _Transfer) -> bool:
         """Have the carrier take the caller away, when they have heard what is being said."""
         c = self._conversation
+        if c.agent_turn > c.finished_turn and c.agent_turn in c.turns.tools_open.values():
+            # A model that does not end its turn at a call waits for this one's outcome: all that
+            # is to be heard before has come, and its mark says when it was.
+            c.playout.finish_turn(c.agent_turn)
+            c.unsent.set()
         with trio.move_on_after(c.options.farewell_timeout_s):
             await c.changed.until(
                 lambda: transfer.withdrawn or (c.playout.all_heard and not c.is_lost)

@@ -122,8 +122,23 @@ class AgentTurn:
     """Whether it ends with a call, so that its end says nothing of the answer."""
     audible_before_s: float = 0.0
     """What of it was heard when an answer came to be owed all the same: it is none."""
+    goes_on: bool = False
+    """Whether it is, to the model, still the turn before, in which it called functions."""
     generated: bool = False
     over: bool = False
+
+    def followed_by(self, number: int) -> AgentTurn:
+        """The next turn, with what this one still owes if the model has not ended it; or this."""
+        if number == self.number:
+            return self
+        if self.over or not self.called_tools:
+            return AgentTurn(number)
+        return AgentTurn(number, last_audio_at=self.last_audio_at, called_tools=True, goes_on=True)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the caller may wait for more of it."""
+        return self.audio_s > 0 or self.goes_on
 
     @property
     def is_audible(self) -> bool:

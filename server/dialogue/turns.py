@@ -57,8 +57,8 @@ class Turns:
     patience: Patience = field(default_factory=Patience)
 
     caller_speaking: bool = False
-    tools_open: set[str] = field(default_factory=set)
-    """Ids of functions that the model waits for."""
+    tools_open: dict[str, int] = field(default_factory=dict)
+    """The functions that the model waits for: by the id of each the turn in which it was called."""
     rest_due: float = NEVER
     """When the caller has heard what came of a turn that the model broke off for nobody, and may
     wait for the rest."""
@@ -387,7 +387,7 @@ class Turns:
             its.called_tools, its.ends_at_call = True, ends_turn
             if words_follow is not False and not its.words_follow:
                 its.words_follow = words_follow
-        self.tools_open.update(ids)
+        self.tools_open.update(dict.fromkeys(ids, turn))
 
     def tools_answered(self, ids: Iterable[str], now: float, *, owed_from: float = NEVER) -> None:
         """Functions were answered, or called off.
@@ -399,7 +399,8 @@ class Turns:
             now: The time.
             owed_from: From when on: when all that it said is heard. NEVER if they were called off.
         """
-        self.tools_open.difference_update(ids)
+        for identity in ids:
+            self.tools_open.pop(identity, None)
         its = self._turn
         its.last_audio_at = max(its.last_audio_at, now)
         self._belief.sign(now)
@@ -513,8 +514,7 @@ class Turns:
         self._aided = False
 
     def _begin(self, turn: int) -> AgentTurn:
-        if turn != self._turn.number:
-            self._turn = AgentTurn(turn)
+        self._turn = self._turn.followed_by(turn)
         return self._turn
 
     def _find_fault(self, now: float, agent_until: float) -> Fault | None:
@@ -530,7 +530,7 @@ class Turns:
 
     def _stall_due(self, agent_until: float) -> float:
         turn = self._turn
-        if turn.over or turn.generated or turn.audio_s == 0 or self._quiet_since == NEVER:
+        if turn.over or turn.generated or not turn.is_begun or self._quiet_since == NEVER:
             return NEVER
         patience_s = self.patience.stall_timeout_s
         if turn.called_tools:  # what comes now is an answer, if anything does

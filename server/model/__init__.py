@@ -96,7 +96,8 @@ class ToolCallsRequested(msgspec.Struct, frozen=True):
     turn: int
     """Which may end without a word: the answer is then the turn after the results."""
     ends_turn: bool = False
-    """Whether it always ends with the calls, however late its end is told; else it may go on."""
+    """Whether it always ends with the calls, however late its end is told. Else the model may go on
+    with it, and what it says about the results is the next turn here all the same."""
 
 
 class ToolCallsCancelled(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.agent.agent import Agent
+from server.carrier import MarkReached, SendMark
 from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import BELIEVED_S, Patience
@@ -132,3 +133,29 @@ async def test_noises_that_are_no_speech_keep_nobody_on_the_line(autojump_clock,
 
     assert await goodbye.takes_leave_beside(make_noises) <= 2 * TIMEOUT_S
     assert goodbye.call.end_reason is EndReason.AGENT_HUNG_UP
+
+
+async def test_a_goodbye_is_heard_to_its_end_though_a_function_was_called_in_the_middle_of_it(
+    autojump_clock, nursery
+):
+    goodbye = Goodbye()
+    await goodbye.begin(nursery)
+    goodbye.call.farewell.begin(EndReason.HUNG_UP)
+    await wait_all_tasks_blocked()
+    goodbye.audio(SECOND_PCM, 1)
+    goodbye.session.event(GenerationComplete(1))
+    goodbye.audio(SECOND_PCM * 2, 2)
+    await trio.sleep(1.0)
+    for command in goodbye.media.commands:
+        if isinstance(command, SendMark) and command.name.startswith("1:"):
+            goodbye.media.event(MarkReached(command.name, trio.current_time()))
+    await wait_all_tasks_blocked()
+    in_its_middle = goodbye.call.end_reason
+    goodbye.session.event(GenerationComplete(2))
+    goodbye.session.event(TurnComplete(2, None))
+    await trio.sleep(2.0)
+    goodbye.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert in_its_middle is None
+    assert goodbye.call.end_reason is EndReason.HUNG_UP

@@ -211,3 +211,14 @@ def test_who_was_told_to_wait_still_waits_between_the_result_and_the_answer():
     conversation.agent_says()
 
     assert at_work_since(conversation.turns, conversation.agent_until) == NEVER
+
+
+def test_a_model_that_falls_silent_between_the_text_and_the_sound_of_its_answer_is_asked_for_it():
+    conversation = told_to_wait(is_over=False)
+    answer(conversation, after_s=5.0)
+    answered_at = conversation.now
+    conversation.turns.agent_generated(1)
+    conversation.turns.agent_text(2, "It is")
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.STALLED, Awaited.CONTINUATION)
+    assert conversation.now == answered_at + PATIENCE.reply_timeout_s

@@ -187,7 +187,7 @@ class GeminiConnection:
         """Whether all that has come has been told."""
         return not (
             self._events
-            or self._protocol.is_cutting
+            or self._protocol.is_between_turns
             or (isinstance(self._socket, WireSocket) and self._socket.wire.has_inbox)
         )
 
@@ -212,6 +212,10 @@ class GeminiConnection:
     def tool_results_message(self, results: tuple[ToolResult, ...]) -> bytes:
         """The message for answers to tool calls."""
         return tool_results_message(results, has_made=self._protocol.has_made)
+
+    def tool_results_sent(self) -> None:
+        """The message for answers to tool calls is on its way."""
+        self._protocol.calls_answered(trio.current_time())
 
     async def send(self, message: bytes) -> None:
         """Send a message; not to be used again after it was cancelled (half of it may be out).

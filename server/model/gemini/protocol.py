@@ -41,6 +41,12 @@ LATE_AUDIO_S = 1.0
 What is already on the wire arrives within a round trip; a reply to the caller who interrupted
 needs at least the end-of-speech silence (0.5 s) and the model's own time. Between the two.
 """
+ANSWER_S = 0.25
+"""How soon after functions' results what is said cannot be about them yet.
+
+It was on its way, as all is that follows it without such a pause: an answer needs a round trip and
+the model's own time.
+"""
 MAX_MALFORMED_IN_A_ROW = 50
 """So many unreadable messages without a readable one between them end the session."""
 
@@ -158,7 +164,9 @@ class GeminiProtocol:
 
     Args:
         first_turn: Number of the first agent turn.
-        ends_turn_at_call: Whether the model ends the turn in which it calls functions.
+        ends_turn_at_call: Whether the model ends the turn in which it calls functions. Of one that
+            goes on in it, what follows the results is a turn of its own here: the caller may have
+            cut, or missed, what was said before.
 
     Attributes:
         ready: True once ``setupComplete`` has come.
@@ -174,7 +182,11 @@ class GeminiProtocol:
         self._malformed_in_a_row = 0
         self._cut_at: float | None = None  # when the turn under way was interrupted
         self._counted = CountedTurn()
-        self._calls_in_turn = 0
+        # The first of what may be several turns here, and one to the model, which counts it so.
+        self._counts_of, self._counts_of_completed = first_turn, first_turn - 1
+        self._has_spoken = False  # in this turn
+        self._answered_at: float | None = None  # when its calls were, or more of it came since
+        self._calls_in_turn = 0  # of the model's
         self._call_pace = Pace(CALLS_PER_S, MAX_CALLS_AT_ONCE)
         # In a call, which has many connections and perhaps processes, an id stands for one thing.
         self._made, self._ids_made = f"offhook-{token_hex(8)}-", 0
@@ -182,9 +194,16 @@ class GeminiProtocol:
         self._logged: set[str] = set()
 
     @property
-    def is_cutting(self) -> bool:
-        """Whether audio may still come of a turn that was interrupted."""
-        return self._cut_at is not None
+    def is_between_turns(self) -> bool:
+        """Whether what is said next may be of this turn or of the next one: one that was
+        interrupted, or has its functions' results."""
+        return self._cut_at is not None or self._answered_at is not None
+
+    def calls_answered(self, now: float) -> None:
+        """Results of functions have been sent: the model may go on with what it has to say."""
+        waits = self._calls_in_turn > 0 and not self._ends_turn_at_call and self._cut_at is None
+        if waits and self._has_spoken:
+            self._answered_at = now
 
     def has_made(self, identity: str) -> bool:
         """Whether a function call's id was made here: the service has given it none."""
@@ -312,7 +331,7 @@ class GeminiProtocol:
             self._end_audio(now, events)
             events.append(GenerationComplete(self.turn))
         if content.flag("interrupted"):
-            self._cut_at = now
+            self._cut_at, self._answered_at = now, None
             self._rate_change = None
             events.append(Interrupted(self.turn, now))
         if not content.flag("turnComplete"):
@@ -337,9 +356,15 @@ class GeminiProtocol:
             self._say(self._text_of(said), now, events)
 
     def _begin_turn(self) -> None:
-        self.turn += 1
+        self._go_on()
         self._cut_at = None
         self._calls_in_turn = 0
+        self._counts_of_completed, self._counts_of = self._counts_of, self.turn
+
+    def _go_on(self) -> None:
+        """What the model says from here on is another turn, whether or not it is to the model."""
+        self.turn += 1
+        self._has_spoken, self._answered_at = False, None
 
     def _text_of(self, transcription: Fields) -> str:
         text = transcription.text("text")
@@ -372,7 +397,7 @@ class GeminiProtocol:
         if len(pieces) > JOINED_PARTS:
             pieces = [b"".join(pieces)]
         if pieces:
-            turn = self._speaking_turn(now)
+            turn = self._spoken_turn(now, events)
             events += [AgentAudio(pcm, turn, now) for pcm in pieces]
 
     def _agent_pcm(self, label: str, data: bytes) -> bytes:
@@ -397,14 +422,26 @@ class GeminiProtocol:
         """Give out what is still in the filter of a turn that has been resampled."""
         rate_change, self._rate_change = self._rate_change, None
         if rate_change is not None and (pcm := rate_change.flush()):
-            events.append(AgentAudio(pcm, self._speaking_turn(now), now))
+            events.append(AgentAudio(pcm, self._turn_at(now), now))
 
     def _say(self, text: str, now: float, events: list[SessionEvent]) -> None:
         if text:
-            events.append(AgentTranscript(text[:MAX_TEXT], self._speaking_turn(now)))
+            events.append(AgentTranscript(text[:MAX_TEXT], self._spoken_turn(now, events)))
 
-    def _speaking_turn(self, now: float) -> int:
-        """Decide which turn something the agent says belongs to."""
+    def _spoken_turn(self, now: float, events: list[SessionEvent]) -> int:
+        """Decide which turn something the agent says belongs to, and end the one before it."""
+        if self._answered_at is not None:
+            if now - self._answered_at > ANSWER_S:
+                events.append(GenerationComplete(self.turn))
+                self._go_on()
+            else:
+                self._answered_at = now
+        turn = self._turn_at(now)
+        self._has_spoken = True
+        return turn
+
+    def _turn_at(self, now: float) -> int:
+        """Decide which turn something belongs to that the agent does now."""
         if self._cut_at is not None and now - self._cut_at > LATE_AUDIO_S:
             # The turnComplete of the cut turn never came. Were its number kept, playout would
             # drop everything the agent says from here on.
@@ -417,7 +454,7 @@ class GeminiProtocol:
         self._calls_in_turn += count
         if self._calls_in_turn > MAX_CALLS or not self._call_pace.allows(now, count):
             raise TooMuchError("function calls")
-        calls, turn = [], self._speaking_turn(now)
+        calls, turn = [], self._turn_at(now)
         for call in tool_call.objects("functionCalls", MAX_CALLS):
             identity = call.text("id", MAX_ID)
             if not identity and call.size("id") > MAX_ID:
@@ -448,7 +485,8 @@ class GeminiProtocol:
         late = self._counted.is_of_completed(
             usage, beside_content=beside_content, at_completion=completed
         )
-        events.append(msgspec.structs.replace(usage, turn=self.turn - 1 if late else self.turn))
+        turn = self._counts_of_completed if late else self._counts_of
+        events.append(msgspec.structs.replace(usage, turn=turn))
 
     def _report_unknown(self, place: str, fields: Fields, known: frozenset[str]) -> None:
         for name in fields.names() - known:

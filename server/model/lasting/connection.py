@@ -79,6 +79,10 @@ class Connection(Protocol):
         """The message for answers to tool calls."""
         ...
 
+    def tool_results_sent(self) -> None:
+        """That message is on its way: what the model says now may be about them."""
+        ...
+
     async def send(self, message: bytes) -> None:
         """Send a message.
 

@@ -489,7 +489,8 @@ class LastingSession:
                 yield connection.text_message(text)
             if known:
                 yield connection.tool_results_message(known)
-                self._has_results = True  # here, that message is on its way
+                connection.tool_results_sent()
+                self._has_results = True
 
     # Going on elsewhere.
 

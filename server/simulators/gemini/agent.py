@@ -194,7 +194,13 @@ class AgentSide:
         )
         if reply.heard is not None:
             await self._send_content(inputTranscription={"text": reply.heard, "finished": True})
-        for together in self._functions_before(reply):
+        functions = self._functions_before(reply)
+        if functions and script.before_functions:
+            speech = babble(script.before_functions, next(self._lead_ins))
+            await self._say_aside(speech)
+            if await self._cut_by(reply, trio.current_time() + speech.seconds / script.speed):
+                return False
+        for together in functions:
             if not await self._call_functions(together, reply):
                 return False
         thinks = reply.heard is not None and self.turn in script.thinking_turns
@@ -226,7 +232,7 @@ class AgentSide:
             bundled["outputTranscription"] = {"text": f" {rest}"}
         started_at = trio.current_time()
         pcm = reply.speech.pcm
-        sent_bytes = 0
+        sent_bytes, before_bytes = 0, self._said_bytes
         self.unsaid_samples = len(pcm) // 2
         while sent_bytes < len(pcm):
             size = next(self._chunk_ms) * AGENT_BYTES_PER_S // 1000
@@ -234,7 +240,7 @@ class AgentSide:
             if self.turn in script.quiet_turns:
                 chunk = b"\x01\x00" * (len(chunk) // 2)
             sent_bytes += len(chunk)
-            self._said_bytes = sent_bytes
+            self._said_bytes = before_bytes + sent_bytes
             if sent_bytes == len(pcm) and self.turn % 2 == 0:
                 bundled["generationComplete"] = True
             await self._send_content(modelTurn={"parts": self._audio_parts(chunk)}, **bundled)
@@ -286,12 +292,7 @@ class AgentSide:
         """Say that an answer is on its way, and be silent; False as soon as it is interrupted."""
         aside: Speech = next(self._lead_ins)
         self._connection.note("thinks")
-        await self._send_content(
-            modelTurn={"parts": self._audio_parts(aside.pcm)},
-            outputTranscription={"text": aside.text},
-            generationComplete=True,
-        )
-        self._said_bytes = len(aside.pcm)
+        await self._say_aside(aside, generationComplete=True)
         if await self._cut_by(reply, trio.current_time() + aside.seconds):
             return False
         await self._complete("thinks on", status="IN_PROGRESS")
@@ -299,6 +300,15 @@ class AgentSide:
         if self._script.forgets:
             await reply.cut.wait()
         return not await self._cut_by(reply, trio.current_time() + self._script.thinking_s)
+
+    async def _say_aside(self, speech: Speech, **bundled: bool) -> None:
+        """Send something, all at once, that is no answer."""
+        await self._send_content(
+            modelTurn={"parts": self._audio_parts(speech.pcm)},
+            outputTranscription={"text": speech.text},
+            **bundled,
+        )
+        self._said_bytes = len(speech.pcm)
 
     async def _call_functions(self, functions: Sequence[FunctionCall], reply: _Reply) -> bool:
         """Call functions and wait for all the answers; False as soon as it is interrupted."""
@@ -314,7 +324,8 @@ class AgentSide:
         await self._functions.wait_answered()
         if reply.cut.is_set():
             await self._take_back(sorted(self._functions.awaited))
-        return not reply.cut.is_set()
+            return False
+        return not await self._cut_by(reply, trio.current_time() + self._script.result_delay_s)
 
     async def _take_back(self, ids: list[str]) -> None:
         if ids:

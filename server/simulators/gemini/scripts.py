@@ -90,6 +90,10 @@ class ModelScript:
     fills: frozenset[str] = frozenset({"save_outcome"})
     """Functions called once, before the first answer to speech, if the set-up declares them: what
     an agent that listens would have had to say by then."""
+    before_functions: str = ""
+    """What it says, in the same turn, before it calls any."""
+    result_delay_s: float = 0.0
+    """From the last of their results to the first audio after it."""
     function_turns: frozenset[int] = frozenset()
     """Agent turns in which functions are called; empty for every answer to speech."""
     cancel_tool_calls: bool = False
