@@ -146,6 +146,42 @@ def test_a_pause_of_another_ends_by_itself(members):
     assert members.pause(16.0) is None
 
 
+@pytest.mark.parametrize("own", [None, b"n0@5 quota"], ids=["no pause", "our own"])
+def test_a_pause_of_another_that_was_lost_lasts_until_that_one_has_had_time_to_tell_it_again(
+    members, own
+):
+    members.heard(answer(pause=b"n1.2@7 quota", pause_ms=60_000, now_ms=90_000), None, 10.0)
+
+    said = {"pause": own, "pause_ms": 60_000 if own else -2, "begun": b"100000"}
+    members.heard(answer(lost=1, now_ms=100_000, **said), None, 20.0)
+    members.heard(answer(now_ms=100_050, **said), None, 20.05)
+    meanwhile = members.pause(20.1)
+    members.heard(answer(now_ms=103_990, **said), None, 23.99)
+    until_then = members.pause(24.0)
+    members.heard(answer(now_ms=104_010, **said), None, 24.01)
+
+    assert (meanwhile, until_then) == (("quota", pytest.approx(49.9)), ("quota", 46.0))
+    assert members.pause(24.1) is None
+
+
+def test_a_pause_of_another_that_was_lost_is_believed_when_it_is_told_again(members):
+    members.heard(answer(pause=b"n1.2@7 quota", pause_ms=60_000), None, 10.0)
+    lost = {"lost": 1, "begun": b"100000"}
+
+    members.heard(answer(now_ms=100_000, pause=b"n2@1 key", pause_ms=5_000, **lost), None, 20.0)
+
+    assert members.pause(21.0) == ("key", 4.0)
+
+
+@pytest.mark.parametrize("begun", [b"", b"soon", b"9" * 400])
+def test_a_pause_ends_where_it_is_not_said_since_when_the_registry_is_whole(members, begun):
+    members.heard(answer(pause=b"n1.2@7 quota", pause_ms=60_000), None, 10.0)
+
+    members.heard(answer(begun=begun), None, 20.0)
+
+    assert members.pause(20.0) is None
+
+
 def test_another_process_of_the_same_name_is_told_of_once(members, caplog):
     load = b"900 " + load_of("n0@4", address="")
     for now in (10.0, 20.0, 30.0):

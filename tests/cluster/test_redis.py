@@ -647,6 +647,30 @@ async def test_what_one_is_refused_by_the_model_everybody_else_knows(three):
     assert first.pause() is None
 
 
+async def test_a_pause_that_the_registry_has_lost_goes_on_until_it_is_told_again(
+    redis, monkeypatch
+):
+    monkeypatch.setattr("server.cluster.redis.registry.BEAT_S", 3600.0)
+    async with member(redis.url, "n0") as refused, member(redis.url, "n1") as other:
+        refused.tell_pause("quota", 600.0)
+
+        async def is_heard() -> bool:
+            await other._beat(other._connection)
+            return other.pause() is not None
+
+        await until(is_heard)
+        redis.ask("FLUSHALL")
+        for _ in range(2):  # the second finds nothing lost, and no pause
+            await other._beat(other._connection)
+        meanwhile = other.pause()
+        for _ in range(2):
+            await refused._beat(refused._connection)
+        told = redis.ask("GET", "offhook:{nodes}:pause")
+
+    assert meanwhile is not None
+    assert f"{refused.me} quota".encode() in told
+
+
 async def test_state_of_another_secret_is_no_state(redis):
     async with (
         member(redis.url, "n0", secrets=("a" * 32,)) as first,

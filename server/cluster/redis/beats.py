@@ -15,6 +15,8 @@ from server.cluster.registry import Load, Member, Seen
 from server.settings.values import node_url
 
 _MOST = 1_000_000_000
+MAX_MS_DIGITS = 16
+"""Of a time as it is written."""
 _BORN = re.compile(r"[0-9]{1,20}")
 _Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
@@ -90,7 +92,7 @@ def seen(
 def _one(name: bytes, value: bytes, now_ms: int, believes: Believes) -> Seen | None:
     member = member_of(name)
     at_ms, _, content = value.partition(b" ")
-    if member is None or not at_ms.isdigit() or len(at_ms) > 16:
+    if member is None or not at_ms.isdigit() or len(at_ms) > MAX_MS_DIGITS:
         return None
     try:
         beat = _decoder.decode(content)

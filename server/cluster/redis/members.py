@@ -21,6 +21,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 NAMESAKE_AFTER_S = 5.0
 """A predecessor of this name that was killed was heard of shortly before us, but not since."""
 NAMESAKE_AGE_S = 1.0
+WHOLE_AFTER_S = 4.0
+"""After the registry has lost what was in it: until then every member has said again which calls
+are its own, and what it was refused."""
 SAME_LOSS_S = 4.0
 """All members find a loss, one after the other, within a few beats; it is one."""
 MAX_PAUSE_S = 900.0
@@ -108,11 +111,13 @@ class Members:
             answer.now_ms,
             lambda member, address, shown: self._believes(member, address, shown, now),
         )
-        if answer.lost:  # whoever has told of a pause tells of it again
+        if answer.lost:
             self._to_tell = self._last_told
-        else:
-            pause_s = min(max(answer.pause_ms / 1000, 0.0), MAX_PAUSE_S)
-            self._paused = self._told_by_another(answer.pause, now + pause_s)
+        pause_s = min(max(answer.pause_ms / 1000, 0.0), MAX_PAUSE_S)
+        paused = self._told_by_another(answer.pause, now + pause_s)
+        # Whoever has told of a pause that is lost tells of it again, but later than we ask.
+        if paused is not None or _is_whole(answer):
+            self._paused = paused
         self._look_for_a_namesake(now - self._began_at)
         begun, before = answer.members.get(b"", b""), self._begun
         # Of a shard's loss only those hear whose calls were there; and several, one by one.
@@ -153,3 +158,11 @@ class Members:
                 logger.error(
                     "another process has this one's name: each node needs a NODE of its own"
                 )
+
+
+def _is_whole(answer: Heard) -> bool:
+    """Whether all that members have to say is in the registry, should it have lost something."""
+    begun = answer.members.get(b"", b"")
+    if not begun.isdigit() or len(begun) > beats.MAX_MS_DIGITS:
+        return True  # it does not say since when
+    return answer.now_ms - int(begun) >= WHOLE_AFTER_S * 1000

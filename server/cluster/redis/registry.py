@@ -27,7 +27,7 @@ from server.cluster.redis.connection import (
     open_connection,
     reasons,
 )
-from server.cluster.redis.members import Members
+from server.cluster.redis.members import WHOLE_AFTER_S, Members
 from server.cluster.redis.scripts import Step, Steps
 from server.cluster.redis.writing import Writing
 from server.cluster.registry import (
@@ -54,8 +54,6 @@ BEATS_A_LEASE = 4
 """At least: one that is heard of so late, and heard late itself, is not silent yet."""
 AWAY_S = (0.1, 1.0)
 """Before the registry is tried again: at first, and at most."""
-WHOLE_AFTER_S = 4.0
-"""After it has lost what was in it: until then every member has said its calls again."""
 LEAVING_S = 2.0
 MAX_ASKED_AT_ONCE = 100
 
