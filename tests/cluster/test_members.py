@@ -117,6 +117,32 @@ def test_what_was_heard_of_others_grows_old(members):
     assert seen == {"n1.2": Seen(OTHER, Load(live=3), pytest.approx(2.6), "http://n1:8000")}
 
 
+def test_a_member_that_says_nothing_grows_old_though_the_clock_of_redis_was_put_back(members):
+    load = load_of("n1.2@7")
+    ages = []
+    for stamp, now_ms, now in (
+        (b"3601000 ", 3_601_000, 10.0),
+        (b"3601000 ", 1_750, 10.75),  # put back by an hour
+        (b"3601000 ", 5_000, 14.0),
+        (b"5700 ", 5_750, 14.75),  # it was only slow
+        (b"5700 ", 6_500, 15.5),
+    ):
+        members.heard(answer((b"n1.2@7", stamp + load), now_ms=now_ms), None, now)
+        ages.append(members.seen(now)["n1.2"].age_s)
+
+    assert ages == pytest.approx([0.0, 0.75, 4.0, 0.05, 0.8])
+
+
+def test_a_member_is_not_silent_for_an_answer_that_was_late_or_was_read_late(members):
+    silent = (b"n1.2@7", b"1000 " + load_of("n1.2@7"))
+    members.heard(answer(silent, now_ms=1_100), None, 10.0)
+
+    # Asked half a second after that, answered at once, and heard by us five seconds later.
+    members.heard(answer(silent, now_ms=1_600), None, 15.5, asked_at=10.5)
+
+    assert members.seen(15.5)["n1.2"].age_s == pytest.approx(0.6)
+
+
 def test_only_what_decides_who_takes_calls_is_told_at_once(members):
     assert members.publish(Load(accepts=True))
     assert not members.publish(Load(live=9, accepts=True))
@@ -183,9 +209,10 @@ def test_a_pause_ends_where_it_is_not_said_since_when_the_registry_is_whole(memb
 
 
 def test_another_process_of_the_same_name_is_told_of_once(members, caplog):
-    load = b"900 " + load_of("n0@4", address="")
+    load = load_of("n0@4", address="")
     for now in (10.0, 20.0, 30.0):
-        members.heard(answer((b"n0@4", load)), None, now)
+        said = (b"n0@4", b"%d00 " % now + load)
+        members.heard(answer(said, now_ms=round(now * 100) + 100), None, now)
 
     assert members._has_namesake
 

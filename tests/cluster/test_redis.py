@@ -547,6 +547,33 @@ async def test_a_member_that_left_is_gone_and_one_that_was_killed_is_silent(redi
         await until(lambda: first.others()["n2"].age_s > 1.0)
 
 
+async def test_a_member_that_was_killed_is_silent_though_the_clock_of_redis_was_put_back(redis):
+    async with member(redis.url, "n0") as first:
+        async with member(redis.url, "n1") as killed:
+            await until(lambda: "n1" in first.others())
+            killed._is_away = True  # who is away has nobody to say goodbye to
+        vouched = Prover([SECRET]).vouch(str(killed.me), "")
+        hour_s = int(time.time()) + 3_600
+        load = f'["",0,0,0,false,false,0,0,"{vouched}"]'
+        redis.ask("HSET", "offhook:{nodes}", str(killed.me), f"{hour_s}000 {load}")
+
+        await until(lambda: first.others()["n1"].age_s > 2.0)
+
+        assert "n1" in first.others()
+
+
+async def test_a_call_that_nobody_has_is_nobodys_though_the_clock_of_redis_was_put_back(
+    redis, capsys
+):
+    async with member(redis.url) as one:
+        redis.ask("HSET", "offhook:{nodes}", "", f"{int(time.time()) + 3_600}000")
+
+        assert await settled(one, "CA-never") is None
+        assert one.losses == 0
+
+    assert "not ours" not in capsys.readouterr().out
+
+
 async def test_the_predecessor_of_a_member_is_there_by_name_and_birth(redis):
     vouched = {name: Prover([SECRET]).vouch(name, "") for name in ("n0@0", "n1@0")}
     load = f'["",0,0,0,false,false,0,0,"{vouched["n0@0"]}"]'

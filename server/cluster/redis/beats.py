@@ -60,8 +60,33 @@ def member_of(text: bytes) -> Member | None:
     return Member(name, int(born)) if is_name(name) and _BORN.fullmatch(born) else None
 
 
+Stamps = dict[bytes, tuple[bytes, float]]
+"""When each member has said its newest, as that stands there, and since when it stands there, by a
+clock of ours."""
+
+
+def stamps(members: Mapping[bytes, bytes], before: Stamps, now: float) -> Stamps:
+    """When each member has said its newest.
+
+    Args:
+        members: What was written of each and when.
+        before: What was returned last.
+        now: The time by our clock.
+    """
+    found: Stamps = {}
+    for name, value in members.items():
+        at_ms = value.partition(b" ")[0]
+        known = before.get(name)
+        found[name] = known if known is not None and known[0] == at_ms else (at_ms, now)
+    return found
+
+
 def seen(
-    members: Mapping[bytes, bytes], me: Member, now_ms: int, believes: Believes
+    members: Mapping[bytes, bytes],
+    me: Member,
+    now_ms: int,
+    believes: Believes,
+    silent_s: Callable[[bytes], float] = lambda name: 0.0,
 ) -> dict[str, Seen]:
     """The members beside us that were heard of, by name.
 
@@ -73,11 +98,15 @@ def seen(
         me: Who asks.
         now_ms: The time, of the same clock.
         believes: Asked of each: who is not believed is left out.
+        silent_s: For how long a member has surely said nothing new: more than the clock says that
+            was put back.
     """
     found = [
         each
         for name, value in members.items()
-        if name and (each := _one(name, value, now_ms, believes)) and each.member != me
+        if name
+        and (each := _one(name, value, now_ms, believes, silent_s(name)))
+        and each.member != me
     ]
     newest: dict[str, int] = {}
     for each in sorted(found, key=lambda one: (-one.age_s, one.member)):
@@ -89,7 +118,9 @@ def seen(
     }
 
 
-def _one(name: bytes, value: bytes, now_ms: int, believes: Believes) -> Seen | None:
+def _one(
+    name: bytes, value: bytes, now_ms: int, believes: Believes, silent_s: float
+) -> Seen | None:
     member = member_of(name)
     at_ms, _, content = value.partition(b" ")
     if member is None or not at_ms.isdigit() or len(at_ms) > MAX_MS_DIGITS:
@@ -104,7 +135,7 @@ def _one(name: bytes, value: bytes, now_ms: int, believes: Believes) -> Seen | N
         beat.live, beat.running, beat.waiting, beat.accepts, beat.draining,
         beat.dials_in_s, beat.dial_every_s,
     )  # fmt: skip
-    return Seen(member, load, max(0, now_ms - int(at_ms)) / 1000, beat.address)
+    return Seen(member, load, max(silent_s, (now_ms - int(at_ms)) / 1000), beat.address)
 
 
 @lru_cache(maxsize=4096)  # each member says the same in every beat

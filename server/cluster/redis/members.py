@@ -57,6 +57,7 @@ class Members:
         self._load = Load()
         self._began_at: float | None = None
         self._heard_at = 0.0
+        self._stamps: beats.Stamps = {}
         self._last_ms = 0
         self._begun, self._lost_at = b"", -math.inf
         self._has_namesake = False
@@ -97,19 +98,34 @@ class Members:
         load = beats.written(self._my_address, self._load, self._vouched)
         return self._steps.beat(str(self._me), load, self._last_ms, pause), told
 
-    def heard(self, answer: Heard, told: Pause | None, now: float) -> bool:
-        """The registry has answered a beat; returns whether it has lost what was in it, or a part,
-        as far as that has not been said."""
+    def heard(
+        self, answer: Heard, told: Pause | None, now: float, *, asked_at: float | None = None
+    ) -> bool:
+        """The registry has answered a beat.
+
+        Args:
+            answer: What it says.
+            told: The pause in the beat.
+            now: The time.
+            asked_at: When the beat was sent, if it is not now: that the answer was on its way, or
+                that we were late to read it, is nobody's silence.
+
+        Returns:
+            Whether it has lost what was in it, or a part, as far as that has not been said.
+        """
         if self._to_tell is told:
             self._to_tell = None
         if self._began_at is None:
             self._began_at = now
         self._heard_at, self._last_ms = now, answer.now_ms
+        self._stamps = beats.stamps(answer.members, self._stamps, now)
+        asked = now if asked_at is None else asked_at
         self.others = beats.seen(
             answer.members,
             self._me,
             answer.now_ms,
             lambda member, address, shown: self._believes(member, address, shown, now),
+            lambda name: max(0.0, asked - self._stamps[name][1]),
         )
         if answer.lost:
             self._to_tell = self._last_told

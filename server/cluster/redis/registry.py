@@ -193,13 +193,14 @@ class RedisRegistry:
             self._beat_now = trio.Event()
         if self._steps.is_sharded:
             self._writing.say_some_again(beat_every_s(self._lease_s))
-        step, told = self._members.beat(trio.current_time())
-        asked_at = time.time()
+        asked_at = trio.current_time()
+        step, told = self._members.beat(asked_at)
+        sent_at = time.time()
         (answer,) = await self._writing.write(connection, step)
         heard, heard_at = answers.heard(answer), time.time()
-        if heard_at - asked_at < self._timeout_s:  # else we were held up, and it is old
+        if heard_at - sent_at < self._timeout_s:  # else we were held up, and it is old
             self.ahead_s = heard.now_ms / 1000 - heard_at
-        is_lost = self._members.heard(heard, told, trio.current_time())
+        is_lost = self._members.heard(heard, told, trio.current_time(), asked_at=asked_at)
         if self._writing.has_forgotten and not is_lost:  # a shard has, where no beats are
             begun = answers.begun(await connection.ask(self._steps.begin_anew()))
             self._members.has_begun_anew(begun, trio.current_time())

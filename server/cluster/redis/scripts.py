@@ -108,7 +108,8 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 _LEAVE = "for i = 1, #ARGV do redis.call('SREM', KEYS[1], ARGV[i]) end"
 _CALLS = "return redis.call('SMEMBERS', KEYS[1])"
 # Members are the fields of one hash: when each was last heard of, by Redis's clock, and its load.
-# "" is when the registry began, or was found to have lost something.
+# "" is when the registry began, or was found to have lost something: now at the latest, though the
+# clock was put back since.
 _BEAT = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -118,7 +119,7 @@ local lost = 0
 if last > 0 and (not mine or tonumber(string.match(mine, '^%d+')) < last) then lost = 1 end
 local begun = redis.call('HGET', KEYS[1], '')
 -- Whoever was away for longer than a member is kept has been forgotten, and nothing else has.
-if not begun or (lost == 1 and now - last < tonumber(ARGV[4])) then
+if not begun or (lost == 1 and now - last < tonumber(ARGV[4])) or (tonumber(begun) or 0) > now then
   begun = string.format('%.0f', now)
   redis.call('HSET', KEYS[1], '', begun)
 end
@@ -150,7 +151,7 @@ _AGE = """
 local begun = redis.call('HGET', KEYS[1], '')
 if not begun then return -1 end
 local t = redis.call('TIME')
-return t[1] * 1000 + math.floor(t[2] / 1000) - begun
+return math.max(t[1] * 1000 + math.floor(t[2] / 1000) - begun, 0)
 """
 _BEGIN_ANEW = """
 local t = redis.call('TIME')
