@@ -281,7 +281,8 @@ class Registry(Protocol):
             None if it is nobody else's; else the fingerprint of the request that somebody works on.
 
         Raises:
-            RegistryAway: It is not known.
+            RegistryAway: It is not known, and may be taken for ours: :meth:`end_request` is to
+                follow.
         """
         ...
 

@@ -23,6 +23,7 @@ from server.cluster.redis import redis_registry
 from server.cluster.redis.answers import anything
 from server.cluster.redis.connection import Connection, open_connection, tls_context
 from server.cluster.redis.ours import MAX_KEPT_BYTES
+from server.cluster.redis.scripts import _BEGIN as BEGIN
 from server.cluster.redis.scripts import _LEAVE as LEAVE
 from server.cluster.redis.scripts import _PUT as PUT
 from server.cluster.redis.scripts import MEMBERS_TTL_S, Step
@@ -660,6 +661,38 @@ async def test_a_request_is_worked_on_by_one_process(three):
     assert await second.begin_request("shop", "k", b"print 2") == b"print\n1"
     await first.end_request("shop", "k")
     assert await second.begin_request("shop", "k", b"print 2") is None
+
+
+@pytest.mark.parametrize("is_theirs", [False, True])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_request_whose_beginning_was_not_answered_is_worked_on_by_nobody_when_it_ends(
+    three, monkeypatch, is_theirs, is_cancelled
+):
+    first, second, third = three
+    ask, written = Connection.ask, trio.CancelScope()
+
+    async def ask_in_vain(self, step):
+        answer = await ask(self, step)
+        if step.script == BEGIN:
+            written.cancel()
+            await trio.lowlevel.checkpoint()
+            raise trio.TooSlowError
+        return answer
+
+    if is_theirs:
+        await second.begin_request("shop", "k", b"theirs")
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "ask", ask_in_vain)
+        if is_cancelled:
+            with written:
+                await first.begin_request("shop", "k", b"print")
+        else:
+            with pytest.raises(RegistryAway):
+                await first.begin_request("shop", "k", b"print")
+            await first.end_request("shop", "k")
+
+    assert written.cancelled_caught is is_cancelled
+    assert await third.begin_request("shop", "k", b"print") == (b"theirs" if is_theirs else None)
 
 
 async def test_what_one_is_refused_by_the_model_everybody_else_knows(three):

@@ -12,6 +12,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import TypeVar
 
@@ -438,8 +439,11 @@ class RedisRegistry:
         try:
             step = self._steps.begin(client, key, self._tag, fingerprint)
             theirs = await self._ask(step, answers.worked_on)
+        except RegistryAway:
+            raise  # it may be written all the same: it is ours until it ends
         except BaseException:
-            self._requests.pop((client, key), None)
+            with trio.move_on_after(self._timeout_s, shield=True), suppress(RegistryAway):
+                await self.end_request(client, key)
             raise
         if theirs is not None:
             self._requests.pop((client, key), None)
