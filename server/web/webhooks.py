@@ -8,6 +8,7 @@ mistake that callers notice, and can mend it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -26,6 +27,7 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.webhooks import EndCall, Reply
+from server.cluster.registry import RegistryAway
 from server.errors import CarrierProtocolError, ServerError
 from server.logs import Sparing
 from server.pace import Pace
@@ -255,8 +257,21 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         resumed = service.calls.resume(asked.call_sid, service.agent, is_orphan=is_orphan)
         return document(await resumed)
 
+    async def has_ended_here(call_sid: str) -> bool:
+        """Whether a call has ended here of which no more is remembered, and is no other's since."""
+        register, cluster = service.calls.register, service.cluster
+        if register.get(call_sid) is not None or not register.has_ended(call_sid):
+            return False
+        with suppress(RegistryAway):
+            holding = await cluster.registry.owner(call_sid)
+            return holding is None or holding.member == cluster.me
+        return True
+
     async def begin(asked: VoiceRequest) -> Any:
         call_sid, calls = asked.call_sid, service.calls
+        if elsewhere.may_be_asked and await has_ended_here(call_sid):
+            # To claim it would make it ours anew, and nothing would end it.
+            return document(calls.register.end_of(call_sid))
         try:
             generation = await elsewhere.for_named_call(call_sid)
         except CallLost as lost:

@@ -279,6 +279,34 @@ async def test_the_caller_of_a_call_that_has_ended_here_since_is_hung_up_though_
     assert CALL_SID not in store.calls
 
 
+async def begun_and_ended(server) -> None:
+    """A call that this machine has begun, and of which it remembers nothing but its end."""
+    await asked_to_begin(server)
+    (call,) = server.service.calls.register.live
+    call.end(EndReason.HUNG_UP)
+    with trio.fail_after(PATIENCE_S):
+        await call.finished.wait()
+    assert server.service.calls.register.get(CALL_SID) is None
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_a_call_that_has_ended_here_and_is_anothers_since_is_begun_there(
+    monkeypatch, is_away
+):
+    store = Store()
+    async with two_nodes(monkeypatch, store, recent_calls=0) as (first, second):
+        believe(first, second, monkeypatch)
+        await begun_and_ended(first)
+        store.calls[CALL_SID] = Holding(second.service.cluster.me, 2)
+        store.is_away = is_away
+        answer = await asked_to_begin(first)
+        store.is_away = False
+        disown_all(first, second)
+
+    assert process_of(answer) == (None if is_away else "b")
+    assert ("<Hangup" in answer.text) is is_away
+
+
 async def test_a_machine_that_has_lost_a_call_says_so_and_ends_it_in_silence(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, second):

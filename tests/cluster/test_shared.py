@@ -15,6 +15,7 @@ from tests.support.redis_servers import (
     redis_server,
     until,
 )
+from tests.support.serving import CALL_SID
 
 pytestmark = [pytest.mark.sockets, *IGNORES_UNCLOSED]
 
@@ -48,6 +49,23 @@ async def test_a_list_says_that_calls_may_be_missing_while_the_registry_is_away(
         await second.http.post(f"/calls/{sid}/hang-up")
 
     assert not found["complete"]
+
+
+async def test_a_webhook_that_was_kept_makes_no_call_ours_again_that_has_ended_here(
+    monkeypatch, redis
+):
+    form = {"CallSid": CALL_SID, "From": "+15005550001", "CallStatus": "ringing"}
+    async with nodes_with_redis(monkeypatch, redis, ("a",), recent_calls=0) as (server,):
+        form["AccountSid"] = server.twilio.account_sid
+        ours = server.service.cluster.registry._writing._ours
+        await server.signed_post("/twiml", form)
+        (call,) = server.service.calls.register.live
+        call.end(EndReason.HUNG_UP)
+        await until(lambda: not server.service.calls.register.live and not ours.known)
+        answer = await server.signed_post("/twiml", form)
+
+        assert "<Hangup" in answer.text
+        assert ours.known == 0
 
 
 async def test_a_call_of_another_machine_is_looked_up_and_hung_up(monkeypatch, redis):
