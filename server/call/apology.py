@@ -67,6 +67,20 @@ class Apology:
             self._conversation.notes.note("apology")
         return True
 
+    async def say_or_hang_up(self, by: float) -> bool:
+        """Have the carrier end the call, and say sorry before if somebody has to be told; False if
+        it could not be told by then.
+        """
+        c = self._conversation
+        try:
+            with trio.fail_at(by):
+                if not await self.say():
+                    await c.carrier.hang_up(c.call_sid)
+        except (CarrierError, trio.TooSlowError) as error:
+            logger.warning("hang-up failed", error=str(error) or "no answer in time")
+            return False
+        return True
+
     async def say(self) -> bool:
         """Let the carrier say sorry and hang up, if somebody has to be told; False if it has not.
 

@@ -57,7 +57,7 @@ from server.carrier import (
 from server.dialogue.cushion import Lateness
 from server.dialogue.endings import EndReason
 from server.dialogue.voicemail import VoicemailPolicy
-from server.errors import CarrierError, ModelError, ServerError, StreamEnded, innermost
+from server.errors import ModelError, ServerError, StreamEnded, innermost
 from server.hooks.trio_clock import missed_s
 from server.logs import masked
 from server.media.wide import Wide
@@ -76,6 +76,9 @@ GOING_AWAY = 1001
 CARRIER_PART = 5 / 6
 """Of the time that the end of a call may take: for the carrier to be told. Whatever becomes of
 that, the stream is closed in the rest: then the carrier asks what is next, and gets an apology."""
+ASKING_PART = 1 / 2
+"""Of that time: for finding out whose a call is that the carrier will not ask about, as it has no
+stream. The rest of the carrier's part is for telling it."""
 RECORDED_TURN = 0
 """The turn of a recorded greeting: the model counts its own from 1."""
 
@@ -113,6 +116,8 @@ class Call:
         fence: Its way to the carrier, which is open only while it is this process's.
         accepted: Set when the carrier has named the call.
         finished: Set when the record is final.
+        is_unended: Whether the carrier was not told to hang up, though it has to be, and will not
+            ask how the call goes on.
         on_answer: Called when the phone leaves the hook.
         refusal: What about the account the model's service has refused, if that ended the call.
     """
@@ -152,6 +157,7 @@ class Call:
         self.progress = Progress()
         self.accepted = Once()
         self.finished = Once()
+        self.is_unended = False
         self.on_answer: Callable[[], None] | None = None
         self.refusal: Kind | None = None
         self._logged_detail: str | None = None  # if it is another than the record's
@@ -473,16 +479,17 @@ class Call:
 
     async def _close(self) -> None:
         """Hang up if it is we who end the call, and close the stream."""
-        c = self.conversation
-        told_by = trio.current_time() + c.options.close_timeout_s * CARRIER_PART
-        ours = None
-        with trio.move_on_at(told_by):
-            ours = await self.fence.is_ours()  # else it is left to whoever has it
+        c, now = self.conversation, trio.current_time()
+        told_by = now + c.options.close_timeout_s * CARRIER_PART
         reason = c.end_reason or EndReason.ERROR
         # What the carrier has never reported on may still ring, or wait to be dialled.
         may_ring = reason is EndReason.NO_ANSWER and not self.progress.status.is_final
         is_ours = self._stopped_by_server or may_ring or not reason.is_carriers
-        if not ours:
+        must_know = is_ours and not _is_asked_about(c)  # else it is left to whoever has it
+        asked_by = now + c.options.close_timeout_s * ASKING_PART if must_know else told_by
+        ours = await self.fence.is_ours_by(asked_by, again=must_know)
+        reason = c.end_reason or reason  # it may have moved
+        if ours is False or (ours is None and _is_asked_about(c)):
             # Should it be ours: the carrier asks how it goes on when its stream has ended.
             logger.debug("call left to whoever has it", reason=reason.value)
         elif self.handover.is_elsewhere and (reason.is_agents_part or self.apology.is_owed):
@@ -490,13 +497,9 @@ class Call:
         elif self.hearing.never_came and (reason.is_our_failure or reason is EndReason.CALLER_GONE):
             self.note("left to the carrier")  # which asks again, should nobody talk with the caller
         elif c.call_sid and is_ours:
-            try:
-                # Before the socket: a stream that is closed by us counts as an error (31921).
-                with trio.fail_at(told_by):
-                    if not await self.apology.say():
-                        await c.carrier.hang_up(c.call_sid)
-            except (CarrierError, trio.TooSlowError) as error:
-                logger.warning("hang-up failed", error=str(error) or "no answer in time")
+            # Before the socket: a stream that is closed by us counts as an error (31921).
+            is_told = ours is not None and await self.apology.say_or_hang_up(told_by)
+            self.is_unended = not (is_told or _is_asked_about(c) or self.apology.may_be_fetched)
         if c.line is not None:
             try:
                 with contextlib.suppress(StreamEnded):
@@ -576,3 +579,8 @@ class Call:
         """What stays in memory now that it is over, given its record as the API shows it."""
         now = self._ended_at or trio.current_time()
         return self.report.left(record, now, self.progress, self.finished)
+
+
+def _is_asked_about(c: Conversation) -> bool:
+    """Whether the carrier will ask how a call goes on: its stream ends when the call does."""
+    return c.line is not None and c.stage is not Stage.AWAY

@@ -133,8 +133,7 @@ class Calls:
                 try:
                     async for call in self._accepted_out:
                         nursery.start_soon(self._run, call)
-                        if call.direction == "outbound":
-                            questions.start_soon(self._inquiry.follow, call)
+                        questions.start_soon(self._inquiry.follow, call)
                         del call  # or the last one would stay until the next
                 finally:
                     # Nobody would run another call: it is refused, before anybody's phone rings.

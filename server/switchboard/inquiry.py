@@ -17,10 +17,12 @@ import trio
 
 from server.call.call import Call
 from server.call.report.progress import Progress
+from server.call.takeover.fence import FENCE_TIMEOUT_S, HELD_UP_S
 from server.carrier import Carrier, StatusUpdate
 from server.cluster.registry import RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CarrierError
+from server.hooks.trio_clock import missed_s
 from server.logs import Sparing
 from server.pace import doubled_s
 from server.supervision import first_of
@@ -35,6 +37,11 @@ MAX_LAST_QUESTIONS = 3
 """How often a call that is over here is asked about: its minutes are worth no more than that."""
 MAX_REFUSALS = 3
 """A carrier that refuses the question so often, about one call, is not asked again."""
+HANG_UP_AGAIN_S = 0.5
+"""How long after its end a call is hung up that could not be then; twice as long after each try."""
+MAX_HANG_UP_PAUSE_S = 15.0
+MAX_HANG_UPS = 12
+"""Two minutes of tries: twice as long as a phone rings (``RING_TIMEOUT_S``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,8 @@ class _Asked:
 
 
 class Inquiry:
-    """Follows outbound calls until the carrier has said its last word about them.
+    """Follows calls until they are over at the carrier, too, as far as it does not see to that, and
+    outbound ones until it has said its last word about them.
 
     Args:
         carrier: Is asked.
@@ -104,20 +112,24 @@ class Inquiry:
         self._warnings = Sparing()
 
     async def follow(self, call: Call) -> None:
-        """Ask about a call whenever nothing has been heard of it for too long.
+        """Ask about a call that we have placed whenever nothing has been heard of it for too long.
 
-        A call with a media stream needs no asking: its stream says when it is over. Then the
-        carrier's last word, with the minutes it bills, is waited for and asked for again. Never
-        raises: it is one call's, and goes on as if the carrier could not be asked.
+        A call with a media stream needs no asking: its stream says when it is over. Then a call
+        that the carrier could not be told to hang up is hung up, whoever has begun it; and of one
+        that we have placed the carrier's last word, with the minutes it bills, is waited for and
+        asked for again. Never raises: it is one call's, and goes on as if the carrier could not be
+        asked.
         """
-        if math.isinf(self._patience.first_s):
-            return
+        is_asked_about = call.direction == "outbound" and not math.isinf(self._patience.first_s)
         try:
-            refused = await self._until_over(call)
-            asked = _Asked.about(call)
+            refused = await self._until_over(call) if is_asked_about else 0
+            await call.finished.wait()
+            asked, is_unended = _Asked.about(call), call.is_unended
             # The carrier may say nothing of it for minutes, and the call is not needed for that.
             del call
-            if asked is not None:
+            if asked is not None and is_unended:
+                await self._hang_up(asked)
+            if asked is not None and is_asked_about:
                 await self._ask_for_last_word(asked, refused)
         except Exception:
             logger.exception("question to the carrier failed by a bug of ours")
@@ -138,8 +150,32 @@ class Inquiry:
             else:
                 refused = 0 if await self._ask(call.call_sid, call.progress) else refused + 1
                 asked_at, asked = trio.current_time(), asked + 1
-        await call.finished.wait()
         return refused
+
+    async def _hang_up(self, asked: _Asked) -> None:
+        """Have the carrier end a call that is over here: as soon as it is known whose it is."""
+        settled = asked.progress.settled
+        for number in range(MAX_HANG_UPS):
+            with trio.move_on_after(doubled_s(HANG_UP_AGAIN_S, MAX_HANG_UP_PAUSE_S, number)):
+                await settled.wait()
+            if settled.is_set():
+                return
+            ours = await self._is_ours(asked)
+            if ours is False:
+                return  # whoever has it ends it
+            if ours is None:
+                continue
+            try:
+                await self._carrier.hang_up(asked.call_sid)
+            except CarrierError as error:
+                logger.debug("late hang-up failed", status=error.status, code=error.code)
+            else:
+                logger.info("call hung up late", call_sid=asked.call_sid)
+                return
+        logger.warning(
+            "call may go on at the carrier: it could not be told to hang up",
+            call_sid=asked.call_sid,
+        )
 
     async def _ask_for_last_word(self, asked: _Asked, refused: int) -> None:
         settled = asked.progress.settled
@@ -152,13 +188,15 @@ class Inquiry:
                 return  # whoever has it asks
             refused = 0 if await self._ask(asked.call_sid, asked.progress) else refused + 1
 
-    async def _is_ours(self, asked: _Asked) -> bool:
-        """Whether a call that has ended here is not another process's, as far as that is known."""
+    async def _is_ours(self, asked: _Asked) -> bool | None:
+        """Whether a call that has ended here is not another process's; None if nobody can say, or
+        we were held up since that was said."""
         if self._is_current is None:
             return True
-        with suppress(RegistryAway):
-            return await self._is_current(asked.call_sid, asked.generation)
-        return False
+        ours, missed_before_s = None, missed_s()
+        with trio.move_on_after(FENCE_TIMEOUT_S), suppress(RegistryAway):
+            ours = await self._is_current(asked.call_sid, asked.generation)
+        return None if ours and missed_s() - missed_before_s >= HELD_UP_S else ours
 
     async def _ask(self, call_sid: str, progress: Progress) -> bool:
         """Ask once; False if the carrier does not want to be asked about this call."""

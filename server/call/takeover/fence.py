@@ -33,6 +33,9 @@ SURE_S = 0.2
 KEPT_WITHIN_S = 0.1
 """How long a function that the model has called may wait until another process would know of it."""
 
+ASK_AGAIN_S = 0.2
+"""How long after nobody could say whose a call is the registry is asked once more."""
+
 ASKS = 2
 HELD_UP_S = 0.2
 """Held up for longer than this, we may have lost the call since it was said to be ours: trio's time
@@ -127,6 +130,21 @@ class Fence:
             c.disown()
         elif ours:
             self._sure_until, self._sure_of = trio.current_time() + SURE_S, hastes
+        return ours
+
+    async def is_ours_by(self, at: float, *, again: bool) -> bool | None:
+        """Whether the call is this process's; None if that is not known in time.
+
+        Args:
+            at: When it has to be known.
+            again: Whether to ask until somebody can say.
+        """
+        ours: bool | None = None
+        with trio.move_on_at(at):
+            ours = await self.is_ours()
+            while again and ours is None:
+                await trio.sleep(ASK_AGAIN_S)
+                ours = await self.is_ours()
         return ours
 
     async def wait_kept(self) -> bool:
