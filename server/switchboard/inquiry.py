@@ -184,8 +184,11 @@ class Inquiry:
                 await settled.wait()
             if settled.is_set() or refused >= MAX_REFUSALS:
                 return
-            if not await self._is_ours(asked):
+            ours = await self._is_ours(asked)
+            if ours is False:
                 return  # whoever has it asks
+            if ours is None:
+                continue
             refused = 0 if await self._ask(asked.call_sid, asked.progress) else refused + 1
 
     async def _is_ours(self, asked: _Asked) -> bool | None:

@@ -326,6 +326,19 @@ async def ended(call: Call, reason: EndReason = EndReason.HUNG_UP) -> None:
     await wait_all_tasks_blocked()
 
 
+async def test_a_call_of_which_nobody_can_say_whose_it_is_is_asked_about_the_next_time(
+    autojump_clock, shared, whose
+):
+    call, began_at = await dialled(shared)
+    await ended(call)
+    shared.carrier.status = CallStatus.COMPLETED
+    whose.is_away_for(6.0)
+    await trio.sleep(60.0)
+
+    assert asked_s(shared, began_at) == [15.0]
+    assert call.progress.status is CallStatus.COMPLETED
+
+
 async def test_a_call_that_is_anothers_is_asked_about_no_more(autojump_clock, shared, whose):
     call, began_at = await dialled(shared)
     await ended(call)
