@@ -21,6 +21,8 @@ from server.signal import Signal
 CANNOT = "the caller cannot be transferred now"
 REPORT_S = 15.0
 """How much later than the ringing ends the carrier may tell us so: its longest webhook wait."""
+RINGS_LONGER_S = 5.0
+"""What a carrier may add to the time for which it is told to ring: Twilio does."""
 TAKEN_S = 2.0
 """A carrier that was lost while it was told ends the stream by then, if it has understood us."""
 
@@ -253,7 +255,8 @@ class Handover:
             # is here without that came before it was known whether it has taken the transfer.
             return not transfer.is_sure and is_back()
 
-        with trio.move_on_after(c.options.transfer_ring_timeout_s + REPORT_S):
+        rings_s = c.options.transfer_ring_timeout_s + RINGS_LONGER_S
+        with trio.move_on_after(rings_s + REPORT_S):
             while transfer.outcome is None:
                 await c.changed.until(lambda: transfer.outcome is not None or is_there_unasked())
                 if transfer.outcome is None and not await _is_taken(c.line):

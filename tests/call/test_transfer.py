@@ -570,6 +570,19 @@ async def test_without_any_report_the_caller_counts_as_taken_over(autojump_clock
     assert talking.call.end_reason == "transferred"
 
 
+async def test_a_caller_is_back_though_it_rang_longer_than_wanted_and_the_carrier_was_slow_to_ask(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    await trio.sleep(talking.call.conversation.options.transfer_ring_timeout_s + 5.0 + 14.0)
+    assert talking.call.handover.report(CallStatus.NO_ANSWER)
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+
+    assert talking.outcome is CallStatus.NO_ANSWER
+    assert talking.call.conversation.stage is Stage.TALK
+
+
 async def test_a_caller_who_does_not_come_back_is_gone(autojump_clock, talking):
     await talking.transfer()
     talking.call.handover.report(CallStatus.NO_ANSWER)
