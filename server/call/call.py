@@ -177,7 +177,7 @@ class Call:
         self._machine: Machine | None = None
         if direction == "outbound" and options.voicemail is not VoicemailPolicy.IGNORE:
             self._machine = Machine(c, self._playing)
-        self.hearing = Hearing(c, self._playing, self._machine)
+        self.hearing = Hearing(c, self._playing, self._machine, self.handover)
         toolbox = Toolbox(
             agent.tools,
             self,

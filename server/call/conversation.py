@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from math import inf
 from typing import Literal
 
 import trio
@@ -109,6 +110,11 @@ class Line:
     """What the stream's last event means for the call."""
     failure: Exception | None = None
     """What went wrong when it pushed: raised by the task that waits for the line's end."""
+    taken_to: tuple[str, str] | None = None
+    """With whom the carrier may yet connect the caller, in words and by number: it was told of that
+    transfer, has not answered, and has not made it so far."""
+    taken_by: float = -inf
+    """When it will have, if it does."""
     news: Signal = field(default_factory=Signal)
     """Something that task has to see to."""
     over: trio.Event = field(default_factory=trio.Event)

@@ -25,6 +25,9 @@ RINGS_LONGER_S = 5.0
 """What a carrier may add to the time for which it is told to ring: Twilio does."""
 TAKEN_S = 2.0
 """A carrier that was lost while it was told ends the stream by then, if it has understood us."""
+LATE_S = 10.0
+"""For so much longer it may still do it: as long as its answers may take (``CARRIER_TIMEOUT_S``).
+The caller is talked to meanwhile; should it stop their line, it is taken to have done it then."""
 
 
 @dataclass(slots=True)
@@ -140,6 +143,8 @@ class Handover:
         is_there = c.line is not None or c.is_lost
         if self._transfer is not None or not is_there or not c.may("sent away"):
             raise ValueError(CANNOT)
+        if c.line is not None and trio.current_time() < c.line.taken_by:
+            raise ValueError(CANNOT)  # two phones would ring
         transfer = self._transfer = _Transfer(destination, number)
         self._wanted.set()
         c.errands.begin(self._run)
@@ -168,6 +173,23 @@ class Handover:
             return True
         c.end(EndReason.TRANSFERRED, transfer.destination)
         return False
+
+    def line_stopped(self, line: Line) -> None:
+        """The carrier has stopped a line: for a transfer that it has made this late, it may be.
+
+        If the caller has hung up, it says so elsewhere.
+        """
+        c = self._conversation
+        if line.taken_to is None or trio.current_time() >= line.taken_by or not c.may("sent away"):
+            return
+        destination, number = line.taken_to
+        c.notes.note_trouble("transfer not confirmed", destination=destination)
+        c.move("sent away")
+        self._transfer = _Transfer(
+            destination, number, accepted=True, is_sure=False, awaited=False, left=line
+        )
+        c.notes.keep_now()
+        self._wanted.set()
 
     async def _run(self) -> None:
         """Carry out what :meth:`transfer` asks for, even if it no longer waits."""
@@ -241,6 +263,9 @@ class Handover:
             return False
         transfer.accepted, transfer.is_sure = True, False
         transfer.accepted = await _is_taken(left) or transfer.outcome is not None
+        if not transfer.accepted:
+            left.taken_to = transfer.destination, transfer.number
+            left.taken_by = trio.current_time() + LATE_S
         return transfer.accepted
 
     async def _wait_back(self, transfer: _Transfer) -> bool:

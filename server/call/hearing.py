@@ -17,6 +17,7 @@ from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.line import BYTES_PER_S, SILENCE
 from server.agent import phrases
 from server.call.conversation import Conversation, Line, Stage
+from server.call.handover import Handover
 from server.call.machine import Machine
 from server.call.playing import Playing
 from server.carrier import (
@@ -58,6 +59,7 @@ class Hearing:
         conversation: The call.
         playing: Stops the agent when the caller interrupts it.
         machine: Listens for an answering machine; None if none is to be found.
+        handover: Knows why the carrier may have stopped a line.
 
     Attributes:
         telling: Tells the model of the caller's turns, where it has to be told.
@@ -66,11 +68,16 @@ class Hearing:
     """
 
     def __init__(
-        self, conversation: Conversation, playing: Playing, machine: Machine | None
+        self,
+        conversation: Conversation,
+        playing: Playing,
+        machine: Machine | None,
+        handover: Handover,
     ) -> None:
         self._conversation = conversation
         self._playing = playing
         self._machine = machine
+        self._handover = handover
         self._keys = PressedKeys(conversation.options.dtmf_pause_s)
         self._was_asked = self._has_come = False
         self.replaced_until = -inf
@@ -94,6 +101,8 @@ class Hearing:
             reason, detail = await self._wait_over(line)
             line.over.set()
             self.telling.end()
+            if reason is EndReason.CALLER_HUNG_UP:
+                self._handover.line_stopped(line)
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
                 self._take_found(c.ear.line_over(), trio.current_time())

@@ -16,7 +16,7 @@ from server.agent.agent import Agent
 from server.agent.builtin import hang_up, transfer_tool
 from server.call.call import Call
 from server.call.conversation import Stage
-from server.call.handover import TAKEN_S
+from server.call.handover import LATE_S, TAKEN_S
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
 from server.call.watch import NUDGES
@@ -345,6 +345,85 @@ async def test_a_caller_who_hangs_up_when_a_transfer_may_have_been_made_has_hung
     await talking.call.finished.wait()
 
     assert talking.call.end_reason is EndReason.CALLER_HUNG_UP
+
+
+LATE = [TAKEN_S + 0.5, TAKEN_S + LATE_S - 0.5]
+
+
+@pytest.mark.parametrize("stops_after_s", LATE)
+async def test_a_caller_who_is_transferred_when_that_was_given_up_comes_back(
+    autojump_clock, talking, stops_after_s
+):
+    await unheard_of(talking, stops_after_s=stops_after_s)
+    refused, rings = talking.outcome, talking.call.conversation.stage
+    await trio.sleep(25.0)
+    assert talking.call.handover.report(CallStatus.NO_ANSWER)
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+
+    assert (refused, rings) == (UNHEARD, Stage.AWAY)
+    assert talking.call.conversation.stage is Stage.TALK
+    assert talking.model.session.texts[-1][1] == phrases.transfer_failed("sales")
+    assert talking.call.end_reason is None
+
+
+@pytest.mark.parametrize("stops_after_s", LATE)
+async def test_a_caller_who_is_taken_over_when_that_was_given_up_is_not_hung_up_on(
+    autojump_clock, talking, stops_after_s
+):
+    await unheard_of(talking, stops_after_s=stops_after_s)
+    await trio.sleep(20.0)
+    talking.call.handover.report(CallStatus.IN_PROGRESS)
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.TRANSFERRED
+    assert talking.carrier.hung_up == []
+
+
+async def test_a_caller_who_hangs_up_when_a_transfer_may_be_made_late_has_hung_up(
+    autojump_clock, talking
+):
+    await unheard_of(talking, stops_after_s=TAKEN_S + 1.0)
+    talking.call.update_status(StatusUpdate("CA1", CallStatus.COMPLETED, 9))
+    await talking.call.finished.wait()
+
+    assert talking.call.end_reason is EndReason.CALLER_HUNG_UP
+
+
+@pytest.mark.parametrize("failure", [UNHEARD, CarrierError("no", status=400, code=21211)])
+async def test_a_caller_who_hangs_up_when_no_transfer_can_be_made_any_more_has_hung_up(
+    autojump_clock, talking, failure
+):
+    talking.carrier.transfer_failure = failure
+    await talking.ask_for_transfer()
+    await trio.sleep(LATE_S + 0.1 if failure is UNHEARD else 1.0)
+    talking.media.hang_up()
+    await wait_all_tasks_blocked()
+
+    assert talking.call.end_reason is EndReason.CALLER_HUNG_UP
+
+
+async def test_while_a_transfer_may_be_made_late_there_is_no_other(autojump_clock, talking):
+    talking.carrier.transfer_failure = UNHEARD
+    await talking.ask_for_transfer()
+    talking.carrier.transfer_failure = None
+    with pytest.raises(ValueError, match="cannot be transferred now"):
+        await talking.call.transfer("sales", SALES)
+    await trio.sleep(LATE_S)
+    await talking.transfer()
+
+    assert talking.carrier.transferred == [("CA1", SALES)]
+    assert talking.call.conversation.stage is Stage.AWAY
+
+
+async def test_a_carrier_that_asks_what_is_next_has_made_no_late_transfer(autojump_clock, talking):
+    await unheard_of(talking, stops_after_s=TAKEN_S + 1.0)
+    assert talking.call.handover.has_stayed()
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+
+    assert talking.call.conversation.stage is Stage.TALK
+    assert talking.call.end_reason is None
 
 
 async def test_a_transfer_of_which_nothing_is_ever_heard_ends_the_call(autojump_clock, talking):
