@@ -18,7 +18,7 @@ from server.dialogue.remedies import NEVER, Awaited
 from server.dialogue.voicemail import AnsweringMachine, Finding, VoicemailPolicy
 
 START_S = 4.0
-"""How long a message may be in coming; then it is asked for once more."""
+"""How long a model that is there may take to begin a message; then it is asked once more."""
 LOOK_AGAIN_S = 1.0
 """How often it is looked whether the agent, who is waited for, is so still."""
 
@@ -35,6 +35,7 @@ class Machine:
         self._playing = playing
         self._signs = AnsweringMachine()
         self._after_turn = 0  # the message is in a later turn than this
+        self._asked_at = NEVER  # or since when the model is there to be asked
         self.is_over = False
 
     @property
@@ -95,6 +96,11 @@ class Machine:
         """Our own word has stopped the model; nobody is there, and the message comes yet."""
         self._after_turn = max(self._after_turn, turn)
         self._playing.cut(turn, at, by="model")
+        self._conversation.changed.set()
+
+    def reconnected(self) -> None:
+        """The model is there again, and has been told what it had not answered yet."""
+        self._asked_at = trio.current_time()
         self._conversation.changed.set()
 
     def go_on(self, answered_by: AnsweredBy | None, *, is_over: bool, was_told: bool) -> None:
@@ -196,9 +202,7 @@ class Machine:
         """
         c = self._conversation
         while True:
-            with trio.move_on_after(START_S):
-                await c.changed.until(lambda: c.agent_turn > self._after_turn)
-            if c.agent_turn <= self._after_turn and not c.is_lost:
+            if not await self._is_begun() and not c.is_lost:
                 return False
             await c.changed.until(lambda: not c.is_lost and self._is_said_or_gone())
             if c.agent_turn > self._after_turn:
@@ -206,6 +210,20 @@ class Machine:
                     self._after_turn = c.agent_turn
                     return False
                 return True
+
+    async def _is_begun(self) -> bool:
+        """Wait until the message begins; False if a model that is there takes too long for it."""
+        c = self._conversation
+        self._asked_at = trio.current_time()
+        while c.agent_turn <= self._after_turn:
+            # The event is made before looking, so that what comes meanwhile is seen.
+            changed = c.changed.next()
+            give_up_at = self._asked_at + START_S if c.session.is_connected else NEVER
+            if trio.current_time() >= give_up_at:
+                return False
+            with trio.move_on_at(give_up_at):
+                await changed.wait()
+        return True
 
     def _is_said_or_gone(self) -> bool:
         c = self._conversation

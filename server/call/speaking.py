@@ -226,6 +226,8 @@ class Speaking:
             repeated_s=round(news.repeated_s, 3),
         )
         c.turns.recovered(trio.current_time())
+        if self._machine is not None:
+            self._machine.reconnected()
         c.turn_changed.set()
 
     def _answer_tools(self, results: tuple[ToolResult, ...]) -> None:

@@ -276,6 +276,11 @@ class Session(Protocol):
         ...
 
     @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection just now, so that what is sent need not wait for one."""
+        ...
+
+    @property
     def standing(self) -> Standing:
         """How far it has come."""
         ...

@@ -13,6 +13,7 @@ from codec.path import WebSocket
 from server.agent.agent import Agent
 from server.agent.tool import tool
 from server.call.conversation import Stage
+from server.call.machine import START_S
 from server.carrier import AnsweredBy, CallStatus, MachineVerdict
 from server.carrier.twilio.messages import audio_messages
 from server.dialogue.endings import EndReason
@@ -20,9 +21,11 @@ from server.dialogue.remedies import Patience
 from server.dialogue.voicemail import AnsweringMachine, VoicemailPolicy
 from server.model import (
     GenerationComplete,
+    Reconnected,
     ToolCall,
     ToolCallsRequested,
     TurnComplete,
+    Way,
     Working,
 )
 from server.simulators.phone import Beep, act, load_speech
@@ -228,6 +231,79 @@ async def test_a_model_that_has_understood_the_announcement_owes_it_no_answer(
     taken.call.report_voicemail()
 
     assert await taken.silent_for(QUIET_S + 0.1) is EndReason.VOICEMAIL
+
+
+# ------------------------------------------------------------------------------------------
+# A message, while the model's connection comes and goes
+
+
+BACK = Reconnected("closed-1011", Way.FRESH, "memory", gap_s=10.0, lost_s=0.0, repeated_s=0.0)
+
+
+@pytest.fixture
+async def recorded(nursery):
+    """A call whose machine records, and whose model has just been asked for the message."""
+    call = Taken(nursery, voicemail=VoicemailPolicy.LEAVE_MESSAGE, voicemail_timeout_s=60.0)
+    await call.begin(nursery)
+    call.is_called_a_machine()
+    await call.silent_for(QUIET_S + 0.1)
+    assert len(call.session.texts) == 1
+    yield call
+    call.call.end(EndReason.HUNG_UP)
+
+
+async def test_a_model_that_is_away_for_a_while_leaves_the_message_when_it_is_back(
+    autojump_clock, recorded
+):
+    recorded.session.is_away = True
+    away = await recorded.silent_for(20.0)
+    recorded.session.is_away = False
+    recorded.session.event(BACK)
+    back = await recorded.silent_for(START_S - 0.5)
+    recorded.says(2, turn=1)
+    await recorded.silent_for(2.0)
+    recorded.media.echo_marks()
+    await recorded.call.finished.wait()
+
+    assert (away, back) == (None, None)
+    assert recorded.call.conversation.end_detail == "message left"
+    assert len(recorded.session.texts) == 1
+
+
+async def test_a_model_that_is_back_has_its_whole_time_for_the_message(autojump_clock, recorded):
+    await recorded.silent_for(START_S - 1.0)
+    recorded.session.event(BACK)  # it was away for less than anybody looks
+    await recorded.silent_for(START_S - 0.5)
+    asked = len(recorded.session.texts)
+    await recorded.silent_for(1.0)
+
+    assert (asked, len(recorded.session.texts)) == (1, 2)
+
+
+async def test_a_model_that_is_back_and_silent_is_asked_once_more_and_then_no_more(
+    autojump_clock, recorded
+):
+    recorded.session.is_away = True
+    await recorded.silent_for(20.0)
+    recorded.session.is_away = False
+    recorded.session.event(BACK)
+    back_at = trio.current_time()
+    await recorded.call.finished.wait()
+
+    assert trio.current_time() - back_at == pytest.approx(2 * START_S, abs=0.1)
+    assert recorded.call.conversation.end_detail == "no message left"
+    assert len(recorded.session.texts) == 2
+
+
+async def test_a_model_that_stays_away_is_waited_for_no_longer_than_a_message_may_take(
+    autojump_clock, recorded
+):
+    recorded.session.is_away = True
+    asked_at = trio.current_time()
+    await recorded.call.finished.wait()
+
+    assert trio.current_time() - asked_at == pytest.approx(60.0, abs=0.5)
+    assert recorded.call.conversation.end_detail == "no message left"
 
 
 # ------------------------------------------------------------------------------------------

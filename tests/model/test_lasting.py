@@ -79,6 +79,23 @@ async def test_the_old_socket_is_closed_before_the_session_is_resumed(autojump_c
     assert not any("still in use" in moment.what for moment in second.timeline)
 
 
+async def test_a_session_says_whether_it_has_a_connection_just_now(autojump_clock):
+    script = ModelScript(drop=Drop(2, 0.3, 1006))
+    async with talking(script, ModelScript(setup_delay_s=4.0)) as talk:
+        before = talk.session.is_connected
+        talk.session.send_text("Greet.")
+        await talk.say_until(lambda: bool(talk.all(TurnComplete)), silence(0.1))
+        talk.session.send_text("Go on.")
+        await talk.say_until(lambda: len(talk.all(TurnComplete)) == 2, silence(0.1))
+        away = talk.session.is_connected
+        await talk.say(silence(3.0))
+        still_away = talk.session.is_connected
+        await talk.say_until(lambda: bool(talk.reconnects), silence(0.1))
+        after = talk.session.is_connected
+
+    assert (before, away, still_away, after) == (True, False, False, True)
+
+
 async def test_the_agent_finishes_its_sentence_before_a_rotation(autojump_clock):
     async with talking(ModelScript(go_away_at_s=2.0, go_away_left_s=40.0)) as talk:
         talk.session.send_text("Greet.")

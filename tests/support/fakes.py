@@ -145,6 +145,8 @@ class MemorySession:
         self._failed = trio.Event()
         self._opened = trio.Event()
         self.connects = False
+        self.is_away = False
+        """Whether there is no connection just now, as the test has it."""
         self.heard = bytearray()
         self.texts: list[tuple[float, str]] = []
         self.hints: list[str] = []
@@ -182,6 +184,10 @@ class MemorySession:
     @property
     def is_ready(self) -> bool:
         return self._opened.is_set()
+
+    @property
+    def is_connected(self) -> bool:
+        return self.is_ready and not self.is_away
 
     def leave(self) -> None:
         self._on_event = _nobody

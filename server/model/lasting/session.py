@@ -229,7 +229,8 @@ class LastingSession:
 
     async def wait_ready(self) -> None:
         """Wait until the service has taken the first connection and its set-up."""
-        await self._wait_opened(after=0)
+        while not self.is_ready:
+            await self._changed.wait()
 
     @property
     def is_ready(self) -> bool:
@@ -237,13 +238,14 @@ class LastingSession:
         return self._plan.opens > 0
 
     @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection just now, so that what is sent need not wait for one."""
+        return self._connection is not None and self._plan.is_open
+
+    @property
     def lost_s(self) -> float:
         """Seconds of caller audio that made room for newer before it was ever sent."""
         return self._input.lost_bytes / PCM_BYTES_PER_S
-
-    async def _wait_opened(self, after: int) -> None:
-        while self._plan.opens <= after:
-            await self._changed.wait()
 
     def _lost(self, connection: Connection, error: ModelError) -> None:
         if connection is self._connection and self._plan.is_open:
@@ -503,7 +505,8 @@ class LastingSession:
             self._opening.cancel("the other model is wanted instead")
         self._let_pass()
         self._wake()
-        await self._wait_opened(after=opens)
+        while self._plan.opens <= opens:
+            await self._changed.wait()
         return True
 
 
