@@ -132,18 +132,20 @@ class Calls:
                 task_status.started()
                 try:
                     async for call in self._accepted_out:
-                        nursery.start_soon(self._run, call)
-                        questions.start_soon(self._inquiry.follow, call)
+                        nursery.start_soon(self._run, call, questions)
+                        if call.direction == "outbound":
+                            questions.start_soon(self._inquiry.follow, call)
                         del call  # or the last one would stay until the next
                 finally:
                     # Nobody would run another call: it is refused, before anybody's phone rings.
                     self.has_failed = not self.draining
+                    take = self._accepted_out.receive_nowait
                     while self._accepted_out.statistics().current_buffer_used:
-                        nursery.start_soon(self._run, self._accepted_out.receive_nowait())
+                        nursery.start_soon(self._run, take(), questions)
                     self._accepted_out.close()
             questions.cancel_scope.cancel("the last call has ended")
 
-    async def _run(self, call: Call) -> None:
+    async def _run(self, call: Call, questions: trio.Nursery) -> None:
         try:
             await call.run()
         except* Exception as failures:
@@ -152,6 +154,8 @@ class Calls:
             )
         finally:
             self._put_away(call)
+            if call.is_unended and call.direction == "inbound":
+                questions.start_soon(self._inquiry.follow, call)
 
     def _put_away(self, call: Call) -> None:
         """The call is over: give back what it held, and keep what is left of it."""
