@@ -177,6 +177,8 @@ class Machine:
                 c.session.send_text(phrases.leave_message(c.party.agent.voicemail))
                 if left := await self._message_heard():
                     break
+        # It may have been heard in the very pass in which its time was over.
+        left = left or (c.agent_turn > self._after_turn and self._is_heard_whole())
         note("message left" if left else "no message left")
         if not self._signs.somebody_spoke:
             c.end(EndReason.VOICEMAIL, "message left" if left else "no message left")
@@ -206,10 +208,10 @@ class Machine:
                 return False
             await c.changed.until(lambda: not c.is_lost and self._is_said_or_gone())
             if c.agent_turn > self._after_turn:
-                if c.was_cut(c.agent_turn):
-                    self._after_turn = c.agent_turn
-                    return False
-                return True
+                if self._is_heard_whole():
+                    return True
+                self._after_turn = c.agent_turn
+                return False
 
     async def _is_begun(self) -> bool:
         """Wait until the message begins; False if a model that is there takes too long for it."""
@@ -224,6 +226,10 @@ class Machine:
             with trio.move_on_at(give_up_at):
                 await changed.wait()
         return True
+
+    def _is_heard_whole(self) -> bool:
+        c = self._conversation
+        return c.is_heard_out and not c.is_lost and not c.was_cut(c.agent_turn)
 
     def _is_said_or_gone(self) -> bool:
         c = self._conversation

@@ -18,6 +18,8 @@ from server.carrier import CallStatus
 from server.carrier.keypad import PressedKeys
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
+from server.dialogue.voicemail import VoicemailPolicy
+from tests.call.test_machine import QUIET_S, Taken
 from tests.call.test_transfer import Order
 from tests.support.calls_on_a_rig import Rig
 from tests.support.fakes import MemoryMedia
@@ -185,3 +187,23 @@ async def test_a_key_that_is_pressed_when_a_pause_ends_is_told_once_and_nothing_
         return told
 
     assert await in_either_order(monkeypatch, scenario) == [["12"], ["12"]]
+
+
+async def test_a_message_that_is_heard_at_the_last_moment_is_left(autojump_clock, monkeypatch):
+    async def scenario(nursery: trio.Nursery) -> bool:
+        call = Taken(nursery, voicemail=VoicemailPolicy.LEAVE_MESSAGE, voicemail_timeout_s=60.0)
+        await call.begin(nursery)
+        call.is_called_a_machine()
+        await call.silent_for(QUIET_S + 0.1)
+        ((asked_at, _),) = call.session.texts
+        call.says(2, turn=1)
+        await call.silent_for(50.0)
+        await trio.sleep_until(asked_at + 60.0)
+        was_late = call.call.end_reason is not None
+        call.media.echo_marks()
+        await call.call.finished.wait()
+        detail = call.call.conversation.end_detail
+        assert detail == ("no message left" if was_late else "message left")
+        return was_late
+
+    assert await in_either_order(monkeypatch, scenario) == [False, True]

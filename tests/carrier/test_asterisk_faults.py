@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import trio
 
-from server.carrier import CallStatus, StatusUpdate, TransferUpdate, VoiceRequest
+from server.carrier import (
+    CallStatus,
+    ResumeRequest,
+    StatusUpdate,
+    TransferUpdate,
+    VoiceRequest,
+)
 from server.carrier.asterisk import carrier as carriers
 from server.carrier.asterisk.ari import MAX_EVENT_BYTES, Ari
 from server.carrier.webhooks import ConnectStream, SayAndEndCall
@@ -100,6 +106,21 @@ async def test_a_transfer_of_which_a_step_is_refused_leaves_the_call_to_its_agen
 
     assert still_talks
     assert desk.statuses[-1] is CallStatus.COMPLETED
+
+
+@pytest.mark.parametrize("status", [status for status in STATUSES if status != 404])
+async def test_a_transfer_is_one_though_its_stream_cannot_be_taken_away_at_once(pbx, status):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        (media,) = media_of(pbx, IN)
+        pbx.fails("DELETE", f"/channels/{media}", status=status)
+        await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+
+    assert pbx.sent_away
+    assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -311,8 +312,12 @@ class AsteriskCarrier:
         # Or it has failed already, and the caller is back with another stream: that is not ours to
         # take.
         if leg.media_id == media_id:
-            with trio.move_on_after(CLEAN_UP_S, shield=True):
-                await self._do_now(exchange.take_stream(call_sid))
+            steps, is_done = exchange.take_stream(call_sid), False
+            with suppress(CarrierError), trio.move_on_after(CLEAN_UP_S, shield=True):
+                await self._do_now(steps)
+                is_done = True
+            if not is_done:  # the caller has gone all the same
+                self._do_later(steps)
 
     async def reconnect(self, call_sid: str, ticket: str) -> None:
         """Give a live call another stream with this ticket; one that it has is taken away.
