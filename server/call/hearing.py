@@ -388,6 +388,7 @@ class Hearing:
                 if c.line is not None:
                     c.line.news.set()  # its silence may have to be heard
                 replies.caller_started()
+                c.notes.transcript.caller_started(c.agent_turn)
             case SpeechEnded(at=at, speech_s=speech_s, sure=sure, goes_on=goes_on):
                 agent_until = c.playout.audible_until(now)
                 if not self.telling.is_told(found, now, agent_until):

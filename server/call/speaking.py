@@ -213,8 +213,7 @@ class Speaking:
         c, notes = self._conversation, self._conversation.notes
         notes.costs.model = news.model
         c.metrics.model_reconnects.labels(news.reason, news.way.value).inc()
-        if news.words_repeated:
-            notes.transcript.caller_repeats()
+        notes.transcript.reconnected(c.agent_turn, words_repeated=news.words_repeated)
         note = notes.note if news.is_smooth else notes.note_trouble
         note(
             "model reconnected",

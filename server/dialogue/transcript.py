@@ -136,23 +136,36 @@ class Transcript:
             self._is_fresh = False
         self._add(turn, text)
 
-    def caller_repeats(self) -> None:
-        """What the caller said last is being recognised once more: it takes its own place."""
+    def reconnected(self, agent_turn: int, *, words_repeated: bool) -> None:
+        """The model hears the caller over another connection.
+
+        Args:
+            agent_turn: The agent's turn before, whatever of it was said or heard.
+            words_repeated: What the caller said last is being recognised once more, all of it: it
+                takes its own place. Else what comes is added to what there is.
+        """
         callers = (turn for turn in reversed(self.turns) if turn.speaker == "caller")
-        self._repeated = next(callers, None)
+        self._repeated = next(callers, None) if words_repeated else None
         self._is_fresh = self._repeated is not None
-        self._repeated_after = max(self._by_number, default=0)
+        self._repeated_after = agent_turn
+
+    def caller_started(self, agent_turn: int) -> None:
+        """The caller begins to speak, while the agent says this turn, or after it.
+
+        If that answers what was to be recognised once more, whatever is recognised from now on is
+        new. The answer alone does not say so: words may be told late, long after its end. Where
+        they never are, what was recognised before stays as it is.
+        """
+        if agent_turn > self._repeated_after:
+            self._repeated, self._is_fresh = None, False
 
     def agent_heard(self, turn: int, *, heard_s: float, made_s: float, cut: bool) -> None:
         """Say how much of an agent turn the caller has heard, and how much there was."""
-        if cut:
-            self._answered_by(turn)
         if (spoken := self._by_number.get(turn)) is not None:
             spoken.heard_s, spoken.made_s, spoken.cut = heard_s, made_s, cut
 
     def agent_complete(self, turn: int) -> None:
         """The model has sent all of this agent turn."""
-        self._answered_by(turn)
         if (spoken := self._by_number.get(turn)) is not None:
             spoken.complete = True
 
@@ -209,14 +222,6 @@ class Transcript:
             (self._dropped + place, self._as_dict(self.turns[place], words, chars_per_s))
             for place in range(first, last)
         ]
-
-    def _answered_by(self, turn: int) -> None:
-        """This agent turn is over: whatever the caller says from now on is new.
-
-        What was to be recognised once more may not have been: then it stays as it is.
-        """
-        if turn > self._repeated_after:
-            self._repeated, self._is_fresh = None, False
 
     def _chars_per_s(self) -> float:
         """How fast this agent speaks, by the turns that were generated to their ends."""

@@ -11,10 +11,19 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
+from codec.ear import SpeechStarted
 from server.app import create_app
 from server.dialogue.endings import EndReason
 from server.errors import ConfigurationError
-from server.model import AgentTranscript, CallerTranscript, PastTurn
+from server.model import (
+    AgentTranscript,
+    CallerTranscript,
+    GenerationComplete,
+    Interrupted,
+    PastTurn,
+    Reconnected,
+    Way,
+)
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
 from server.model.lasting.plan import MAX_DELAY_S
@@ -261,3 +270,58 @@ async def test_a_new_session_is_not_told_as_said_what_was_only_written_yet(autoj
     await rig.call.finished.wait()
 
     assert told == [PastTurn("agent", "Good morning."), PastTurn("caller", "When do you open?")]
+
+
+SAID_AGAIN = Reconnected("closed-1006", Way.RESUME, "a model", 0.3, 0.0, 2.0, words_repeated=True)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_question_said_again_is_in_the_record_once_however_late_it_is_recognised(
+    autojump_clock, nursery, is_cut
+):
+    rig = MemoryRig()
+    await rig.begin(nursery)
+    rig.session.event(CallerTranscript("When do"))
+    rig.audio(SECOND_PCM, 1)  # without a word, and it breaks off
+    rig.session.event(SAID_AGAIN)
+    await trio.sleep(0.5)
+    rig.audio(SECOND_PCM, 2)
+    rig.session.event(AgentTranscript("At six.", 2))
+    rig.session.event(GenerationComplete(2))
+    rig.session.event(CallerTranscript("When do you open?"))
+    if is_cut:
+        rig.call.conversation.ear.on_found((SpeechStarted(trio.current_time()),))
+        rig.session.event(Interrupted(2, trio.current_time()))
+    else:
+        await trio.sleep(3.0)
+        rig.call.conversation.ear.on_found((SpeechStarted(trio.current_time()),))
+    rig.session.event(CallerTranscript("And close?"))
+    said = [turn.text for turn in rig.call.conversation.notes.transcript.turns]
+    rig.call.end(EndReason.HUNG_UP)
+    await rig.call.finished.wait()
+
+    assert said == ["When do you open?", "At six.", "And close?"]
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_question_said_again_that_is_not_recognised_again_gives_no_place_to_the_next(
+    autojump_clock, nursery, is_cut
+):
+    rig = MemoryRig()
+    await rig.begin(nursery)
+    rig.session.event(CallerTranscript("When do you open?"))
+    rig.session.event(SAID_AGAIN)
+    rig.audio(SECOND_PCM, 1)
+    rig.session.event(AgentTranscript("At six.", 1))
+    if not is_cut:
+        rig.session.event(GenerationComplete(1))
+        await trio.sleep(3.0)
+    rig.call.conversation.ear.on_found((SpeechStarted(trio.current_time()),))
+    if is_cut:
+        rig.session.event(Interrupted(1, trio.current_time()))
+    rig.session.event(CallerTranscript("And close?"))
+    said = [turn.text for turn in rig.call.conversation.notes.transcript.turns]
+    rig.call.end(EndReason.HUNG_UP)
+    await rig.call.finished.wait()
+
+    assert said == ["When do you open?", "At six.", "And close?"]

@@ -114,7 +114,7 @@ def test_what_is_recognised_once_more_takes_its_own_place():
     transcript = Transcript()
     transcript.caller_said("I would", 0.0)
     transcript.agent_said("Well", 1, 1.0)
-    transcript.caller_repeats()
+    transcript.reconnected(1, words_repeated=True)
     transcript.caller_said("I would like", 2.0)
     transcript.caller_said(" a room", 2.1)
     transcript.agent_said("Which one?", 2, 3.0)
@@ -130,12 +130,13 @@ def test_what_is_not_recognised_once_more_stays_and_the_next_question_is_another
     transcript = Transcript()
     transcript.agent_said("Hello.", 1, 0.0)
     transcript.caller_said("A room, please", 1.0)
-    transcript.caller_repeats()
+    transcript.reconnected(1, words_repeated=True)
     if has_words:
         transcript.agent_said("Which one?", 2, 3.0)
     if ended == "generated":
         transcript.agent_complete(2)
-    else:
+    transcript.caller_started(2)
+    if ended == "cut":
         transcript.agent_heard(2, heard_s=0.5, made_s=2.0, cut=True)
     transcript.caller_said(" The blue one", 5.0)
 
@@ -144,15 +145,41 @@ def test_what_is_not_recognised_once_more_stays_and_the_next_question_is_another
     assert words == (parts if has_words else [" ".join(parts)])
 
 
-def test_the_end_of_an_older_turn_does_not_end_what_is_being_recognised_once_more():
+@pytest.mark.parametrize("ended", ["generated", "cut"])
+def test_what_is_recognised_once_more_only_after_its_answer_still_takes_its_own_place(ended):
     transcript = Transcript()
     transcript.agent_said("Hello.", 1, 0.0)
+    transcript.caller_said("A room", 1.0)
+    transcript.reconnected(1, words_repeated=True)
+    transcript.agent_said("Which one?", 2, 3.0)
+    if ended == "generated":
+        transcript.agent_complete(2)
+    else:  # by nobody's speech, as where the line is lost
+        transcript.agent_heard(2, heard_s=0.5, made_s=2.0, cut=True)
+    transcript.caller_said("A room, please", 5.0)
+
+    assert [turn.text for turn in transcript.turns] == ["Hello.", "A room, please", "Which one?"]
+
+
+def test_whoever_speaks_on_before_the_answer_says_more_of_what_is_recognised_once_more():
+    transcript = Transcript()
     transcript.caller_said("I would", 1.0)
-    transcript.caller_repeats()
-    transcript.agent_heard(1, heard_s=0.5, made_s=2.0, cut=True)
+    transcript.reconnected(2, words_repeated=True)  # the second was sound without a word
+    transcript.agent_heard(2, heard_s=0.5, made_s=2.0, cut=True)
+    transcript.caller_started(2)
     transcript.caller_said("I would like a room", 2.0)
 
-    assert [turn.text for turn in transcript.turns] == ["Hello.", "I would like a room"]
+    assert [turn.text for turn in transcript.turns] == ["I would like a room"]
+
+
+def test_what_can_be_recognised_once_more_only_in_part_is_added_after_another_connection_too():
+    transcript = Transcript()
+    transcript.caller_said("I would like a room", 1.0)
+    transcript.reconnected(1, words_repeated=True)
+    transcript.reconnected(1, words_repeated=False)
+    transcript.caller_said(" with a view", 4.0)
+
+    assert [turn.text for turn in transcript.turns] == ["I would like a room with a view"]
 
 
 def settled(transcript: Transcript, heard: int | None, *, words: bool = True):
