@@ -251,7 +251,8 @@ class Rescue:
             self._cluster.release(call_sid, seized.generation)
             return
         try:
-            left, events_url = EndedCall.taken_over(seized.state)
+            wall_time = self._cluster.peers.wall_time()
+            left, events_url = EndedCall.taken_over(seized.state, wall_time=wall_time)
         except LeftUnreadable as reason:
             logger.error("record lost", call_sid=call_sid, reason=str(reason))  # noqa: TRY400
             self._cluster.release(call_sid, seized.generation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -252,7 +253,7 @@ async def test_an_outcome_of_a_call_that_another_process_has_left_is_drawn_here(
     ]
     known = {"values": {"pizza": "hawaii"}, "source": "agent", "complete": False, "missing": []}
     before = ended(agent="desk", transcript=said, outcome=known, outcome_complete=False)
-    left, url = EndedCall.taken_over(before.handed_on(None))
+    left, url = EndedCall.taken_over(before.handed_on(None), wall_time=time.time())
     reader = Reader({"count": 2, "pizza": "another"})
     async with serving() as server:
         service = server.service
@@ -275,7 +276,7 @@ async def test_an_outcome_of_a_call_that_another_process_has_left_is_drawn_here(
 
 @pytest.mark.sockets
 async def test_nothing_is_drawn_of_a_call_whose_agent_is_not_known_here():
-    left, url = EndedCall.taken_over(ended(agent="desk").handed_on(None))
+    left, url = EndedCall.taken_over(ended(agent="desk").handed_on(None), wall_time=time.time())
     async with serving() as server:
         reader = server.service._drawing._reader = Reader({})
         server.service.calls.register.inherit(left, 2, url, lambda *, left=b"": None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import random
+import re
+import time
 import tracemalloc
 import weakref
 import zlib
@@ -307,6 +309,7 @@ async def test_a_recording_that_fails_later_is_in_the_record_however_many_have_e
         costs=None,
         billed={},
         began_at=trio.current_time(),
+        began_wall_at=time.time(),
         progress=Progress(),
         finished=Once(),
     )
@@ -334,6 +337,7 @@ def ended(**differences) -> EndedCall:
         costs=None,
         billed={},
         began_at=0.0,
+        began_wall_at=0.0,
         progress=Progress(),
         finished=finished,
     )
@@ -342,7 +346,8 @@ def ended(**differences) -> EndedCall:
 async def test_what_is_handed_on_of_a_call_is_its_whole_record_and_whom_to_tell():
     left = ended()
 
-    found, url = EndedCall.taken_over(left.handed_on("https://example.com/calls"))
+    handed_on = left.handed_on("https://example.com/calls")
+    found, url = EndedCall.taken_over(handed_on, wall_time=time.time())
 
     assert found.shown() == left.shown() == record(1)
     assert NOT_WHOLE not in found.shown()
@@ -353,14 +358,48 @@ async def test_what_is_handed_on_of_a_call_is_its_whole_record_and_whom_to_tell(
 async def test_what_is_handed_on_of_a_call_is_bounded_and_its_summary_always_there():
     noise = "".join(map(chr, random.Random(1).choices(range(0x4E00, 0x9FFF), k=60_000)))
 
-    long, _ = EndedCall.taken_over(ended(transcript=[{"text": noise}]).handed_on(None))
+    words = ended(transcript=[{"text": noise}]).handed_on(None)
+    long, _ = EndedCall.taken_over(words, wall_time=time.time())
     labels = ended(metadata={"note": noise}).handed_on(None)
-    labelled, _ = EndedCall.taken_over(labels)
+    labelled, _ = EndedCall.taken_over(labels, wall_time=time.time())
 
     assert (long.shown()["transcript"], long.shown()["detail"]) == (None, "")
     assert long.shown()[NOT_WHOLE] == labelled.shown()[NOT_WHOLE] != ""
     assert len(labels) <= MAX_LEFT_BYTES
     assert (labelled.shown()["metadata"], labelled.call_sid) == ({}, record(1)["call_sid"])
+
+
+@pytest.mark.parametrize("ahead_s", [-7_200.0, 7_200.0])
+async def test_the_timeline_of_a_call_goes_on_on_a_machine_whose_clock_is_another(
+    autojump_clock, nursery, monkeypatch, ahead_s
+):
+    calls = make_calls()
+    await nursery.start(calls.run)
+    call = await talk(calls, nursery)
+    began_at = call.report.began_at
+    left = calls.register.get_recent(call.call_sid).handed_on(None)
+    monkeypatch.setattr(time, "time", lambda: began_at + 60.0 + ahead_s)
+
+    found, _ = EndedCall.taken_over(left, wall_time=began_at + 60.0)
+    again, _ = EndedCall.taken_over(found.handed_on(None), wall_time=began_at + 90.0)
+    for each in (found, again):
+        each.update_status(last_word(call.call_sid))
+
+    assert found.shown()["timeline"][-1]["at_s"] == pytest.approx(60.0, abs=0.01)
+    assert again.shown()["timeline"][-1]["at_s"] == pytest.approx(90.0, abs=0.01)
+
+
+async def test_when_a_call_began_that_an_older_program_has_left_our_own_clock_has_to_say(
+    autojump_clock, monkeypatch
+):
+    left = re.sub(rb', "began_at": [0-9.]+', b"", ended(timeline=[]).handed_on(None))
+    created_at = ended().created_at
+    monkeypatch.setattr(time, "time", lambda: created_at + 60.0)
+
+    found, _ = EndedCall.taken_over(left, wall_time=created_at + 7_200.0)
+    found.recording_stopped({}, "disk-full")
+
+    assert found.shown()["timeline"][-1]["at_s"] == pytest.approx(60.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -369,14 +408,16 @@ async def test_what_is_handed_on_of_a_call_is_bounded_and_its_summary_always_the
 )
 async def test_what_is_no_record_is_not_taken_over(left):
     with pytest.raises(LeftUnreadable):
-        EndedCall.taken_over(left)
+        EndedCall.taken_over(left, wall_time=time.time())
 
 
 async def test_a_record_that_is_cut_off_or_not_whole_is_not_taken_over():
     left = ended().handed_on(None)
     head, _, packed = left[1:].partition(b"\n")
     no_time = head.replace(b'"created_at"', b'"created"')
+    wrong_time = re.sub(rb'("began_at": )[0-9.]+', rb"\1-Infinity", head)
+    heads = (b"1" + each + b"\n" + packed for each in (no_time, wrong_time))
 
-    for wrong in (left[:-8], b"1" + no_time + b"\n" + packed, b"9" + left[1:]):
+    for wrong in (left[:-8], *heads, b"9" + left[1:]):
         with pytest.raises(LeftUnreadable):
-            EndedCall.taken_over(wrong)
+            EndedCall.taken_over(wrong, wall_time=time.time())

@@ -103,6 +103,7 @@ def ended(number: int, days_ago: float) -> EndedCall:
         costs=None,
         billed={},
         began_at=trio.current_time(),
+        began_wall_at=time.time(),
         progress=Progress(),
         finished=Once(),
     )

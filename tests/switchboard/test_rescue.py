@@ -177,6 +177,9 @@ class Peers:
             await trio.sleep(timeout_s)
         return name in self.answering
 
+    def wall_time(self) -> float:
+        return time.time()
+
     async def aclose(self) -> None:
         pass
 

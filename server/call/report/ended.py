@@ -18,7 +18,7 @@ from server.call.report.progress import Progress
 from server.carrier import CallStatus, StatusUpdate
 from server.dialogue.endings import EndReason
 from server.errors import ServerError
-from server.records.database.tables import KEPT_AT, NOT_WHOLE, checked, fitted, shown
+from server.records.database.tables import KEPT_AT, MAX_NUMBER, NOT_WHOLE, checked, fitted, shown
 from server.records.words import CallDetails
 from server.signal import Once
 
@@ -53,6 +53,7 @@ class EndedCall:
         costs: What it cost, all counts taken; None if that could not be told.
         billed: What the costs go by, as :meth:`CostMeter.as_dict` takes it.
         began_at: When its timeline began.
+        began_wall_at: The same moment, in the time of all who may have the call.
         progress: How far it has come, as the carrier reports it.
         finished: Set.
 
@@ -65,6 +66,7 @@ class EndedCall:
 
     __slots__ = (
         "_began_at",
+        "_began_wall_at",
         "_billed",
         "_changed",
         "_costs",
@@ -87,6 +89,7 @@ class EndedCall:
         costs: CostMeter | None,
         billed: Mapping[str, float],
         began_at: float,
+        began_wall_at: float,
         progress: Progress,
         finished: Once,
     ) -> None:
@@ -102,6 +105,7 @@ class EndedCall:
         self._costs = costs
         self._billed = billed
         self._began_at = began_at
+        self._began_wall_at = began_wall_at
         self.progress = progress
         self.finished = finished
 
@@ -122,7 +126,11 @@ class EndedCall:
         Args:
             events_url: Who is told of it, if it is the call's own receiver.
         """
-        facts = {"number": self.progress.number, "events_url": events_url}
+        facts = {
+            "number": self.progress.number,
+            "events_url": events_url,
+            "began_at": round(self._began_wall_at, 3),
+        }
         head = json.dumps({"record": self._summary, **facts}, default=shown).encode()
         if len(head) + len(self._packed) <= MAX_LEFT_BYTES:
             return b"".join((_VERSION, head, b"\n", self._packed))
@@ -136,8 +144,12 @@ class EndedCall:
         return b"".join((_VERSION, head, b"\n", nothing))
 
     @classmethod
-    def taken_over(cls, left: bytes) -> tuple[EndedCall, str | None]:
+    def taken_over(cls, left: bytes, *, wall_time: float) -> tuple[EndedCall, str | None]:
         """Read what another process has :meth:`handed_on`; returns whom to tell, too.
+
+        Args:
+            left: What that is.
+            wall_time: The time as all who may have the call have it.
 
         Raises:
             LeftUnreadable: It is something else, or a part of it is beyond bounds.
@@ -150,8 +162,12 @@ class EndedCall:
             url = facts["events_url"]
             known = {name: of for name, of in details.items() if name in DETAILS}
             record = checked(facts["record"] | known)
+            if (began_at := facts.get("began_at")) is None:  # of an older program: see going_on
+                began_at = record["created_at"] + wall_time - time.time()
             if left[:1] != _VERSION or not reader.eof or not isinstance(url, str | None):
                 raise ValueError("no record")
+            if not (type(began_at) in (int, float) and abs(began_at) < MAX_NUMBER):
+                raise ValueError("no time")
             progress, finished = Progress(), Once()
             progress.go_on(CallStatus(record["status"]), int(facts["number"]))
             finished.set()
@@ -161,7 +177,8 @@ class EndedCall:
                 EndReason(record["reason"]),
                 costs=None,
                 billed={},
-                began_at=trio.current_time() - max(0.0, time.time() - record["created_at"]),
+                began_at=trio.current_time() - max(0.0, wall_time - began_at),
+                began_wall_at=began_at,
                 progress=progress,
                 finished=finished,
             ), url

@@ -148,6 +148,7 @@ class Report:
             costs=notes.costs if is_priced else None,
             billed=self._billed(now) if is_priced else {},
             began_at=notes.began_at,
+            began_wall_at=self.began_at,
             progress=progress,
             finished=finished,
         )
