@@ -127,13 +127,21 @@ class AgentTurn:
     generated: bool = False
     over: bool = False
 
-    def followed_by(self, number: int) -> AgentTurn:
-        """The next turn, with what this one still owes if the model has not ended it; or this."""
+    def followed_by(self, number: int, *, is_at_work: bool) -> AgentTurn:
+        """The turn of this number: this one, or the next, with what this one still owes.
+
+        Args:
+            number: Its number.
+            is_at_work: Whether a function still runs: the model may talk on meanwhile, and owes what
+                it has surely promised.
+        """
         if number == self.number:
             return self
-        if self.over or not self.called_tools:
-            return AgentTurn(number)
-        return AgentTurn(number, last_audio_at=self.last_audio_at, called_tools=True, goes_on=True)
+        following = AgentTurn(number, words_follow=is_at_work and self.words_follow is True)
+        if self.called_tools and not self.over:  # which the model has not ended
+            following.last_audio_at, following.called_tools = self.last_audio_at, True
+            following.goes_on = True
+        return following
 
     @property
     def is_begun(self) -> bool:

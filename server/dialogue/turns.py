@@ -415,8 +415,8 @@ class Turns:
         # A model that goes on in the same turn says by ending it that it has said all.
         is_told_later = its.over or its.ends_at_call
         may_be_owed = words_follow is None and is_told_later and its.text_end not in QUESTION_MARKS
-        is_owed = words_follow or may_be_owed
-        if is_owed and its.is_audible and self._awaited is None and owed_from < NEVER:
+        is_owed = words_follow or (may_be_owed and its.is_audible)
+        if is_owed and self._awaited is None and owed_from < NEVER:
             self._expect(Awaited.ANSWER, max(now, owed_from), self.patience.reply_timeout_s)
             self._may_be_said = words_follow is None
             its.audible_before_s = its.audible_s
@@ -514,7 +514,7 @@ class Turns:
         self._aided = False
 
     def _begin(self, turn: int) -> AgentTurn:
-        self._turn = self._turn.followed_by(turn)
+        self._turn = self._turn.followed_by(turn, is_at_work=bool(self.tools_open))
         return self._turn
 
     def _find_fault(self, now: float, agent_until: float) -> Fault | None:

@@ -126,6 +126,44 @@ def test_an_answer_with_words_before_another_function_is_owed_again():
     assert conversation.now == answered_at + PATIENCE.reply_timeout_s
 
 
+@pytest.mark.parametrize("seconds", [2.0, 0.0], ids=["talked on", "about to"])
+def test_an_answer_that_was_promised_is_owed_though_the_model_talks_on_while_the_function_runs(
+    seconds,
+):
+    conversation = told_to_wait(words_follow=True)
+    conversation.now += 10.0
+    conversation.turn = 2
+    conversation.turns.agent_text(2, "Still looking.")
+    if seconds:
+        conversation.hear(seconds)
+        conversation.turns.agent_completed(2, None, conversation.now)
+    answer(conversation, after_s=5.0)
+    answered_at = conversation.now
+
+    assert conversation.wait() == NUDGED
+    assert conversation.now == answered_at + PATIENCE.reply_timeout_s
+
+
+def test_what_was_not_promised_is_not_owed_when_the_model_has_talked_on():
+    conversation = told_to_wait()
+    conversation.now += 5.0
+    conversation.agent_says()
+    answer(conversation, after_s=5.0)
+
+    assert isinstance(conversation.wait(), AskIfThere)
+
+
+def test_what_was_promised_is_owed_once():
+    conversation = told_to_wait(words_follow=True)
+    answer(conversation, after_s=5.0)
+    conversation.agent_says()
+    conversation.turns.tools_called(["f2"], conversation.turn, words_follow=False)
+    conversation.now += 5.0
+    conversation.turns.tools_answered(["f2"], conversation.now, owed_from=conversation.now)
+
+    assert isinstance(conversation.wait(), AskIfThere)
+
+
 def test_a_caller_is_not_taken_for_silent_while_a_function_ran():
     conversation = told_to_wait("And your name?")  # theirs is the next word
     answer(conversation, after_s=20.0)
