@@ -132,8 +132,8 @@ class AgentTurn:
 
         Args:
             number: Its number.
-            is_at_work: Whether a function still runs: the model may talk on meanwhile, and owes what
-                it has surely promised.
+            is_at_work: Whether a function still runs: the model may talk on meanwhile, and owes
+                what it has surely promised.
         """
         if number == self.number:
             return self

@@ -139,19 +139,21 @@ async def place(carrier: AsteriskCarrier) -> str:
     return (await carrier.place_call(THEM, ticket="tick", max_duration_s=60.0)).call_sid
 
 
-async def taken_over_unheard(pbx: FakeAri, first: Desk, other: AsteriskCarrier) -> bool:
-    """Have another process take the caller over while process 0 hears nothing; whether they still
+async def taken_over_unheard(
+    pbx: FakeAri, first: Desk, other: AsteriskCarrier, call: str = IN, *, app: str = "offhook-0"
+) -> bool:
+    """Have another process take a call over while the first one hears nothing; whether they still
     talk when that one hears again, and has told its desk.
     """
-    (media,) = media_of(pbx, IN)
+    (media,) = media_of(pbx, call)
     pbx.fails("GET", "/asterisk/info", status=503, left=ALWAYS)
-    await pbx.apps["offhook-0"].aclose()
-    await pbx.until(lambda: "offhook-0" not in pbx.apps)
-    await other.reconnect(IN, "tock")
-    await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+    await pbx.apps[app].aclose()
+    await pbx.until(lambda: app not in pbx.apps)
+    await other.reconnect(call, "tock")
+    await pbx.until(lambda: talks(pbx, call) and media not in pbx.channels)
     pbx.faults.clear()
     await first.is_told(StatusUpdate, 2)
-    return talks(pbx, IN)
+    return talks(pbx, call)
 
 
 async def is_left_with_somebody_else(pbx: FakeAri) -> None:
@@ -1019,6 +1021,24 @@ async def test_a_caller_who_is_back_and_is_taken_over_while_nothing_is_heard_is_
         await pbx.comes_back(IN, "BUSY")
         await pbx.until(lambda: talks(pbx, IN) and not pbx.followed)
         still_talks = await taken_over_unheard(pbx, first, other)
+
+    assert still_talks
+    assert first.statuses == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
+    assert not [one for one in first.told if isinstance(one, ResumeRequest)]
+
+
+async def test_a_phone_that_was_taken_over_ringing_and_again_while_nothing_is_heard_is_let_go(
+    pbx, quick_looks
+):
+    first = Desk(ANSWERS)
+    async with hearing(pbx, Desk(ANSWERS), "2") as other, hearing(pbx, first, "1") as survivor:
+        async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
+            call = await place(carrier)
+        await survivor.reconnect(call, "tack")
+        await pbx.until(lambda: "offhook-0" in pbx.apps)
+        await pbx.answers(call)
+        await pbx.until(lambda: talks(pbx, call) and not pbx.followed)
+        still_talks = await taken_over_unheard(pbx, first, other, call, app="offhook-1")
 
     assert still_talks
     assert first.statuses == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]

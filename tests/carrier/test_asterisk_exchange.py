@@ -277,6 +277,19 @@ def test_a_caller_who_is_back_from_a_transfer_is_told_of_only_while_they_are_her
     assert again[1:] == []  # Asterisk counts: it would be told nothing of them here
 
 
+def test_a_phone_that_rang_for_another_process_is_told_of_only_while_it_is_here_once_answered():
+    exchange = Exchange()
+    exchange.await_answer(OURS, "tick", "offhook-0")
+    exchange.legs[OURS].is_followed = True
+
+    answered = exchange.take(event("ChannelStateChange", OURS, state="Up"), 13.0)
+    here = exchange.take(event("StasisStart", OURS), 13.1)
+
+    assert Unfollow(OURS) not in answered  # it is in the other's hands yet
+    assert Unfollow(OURS) in here
+    assert not exchange.legs[OURS].is_followed
+
+
 def test_a_media_channel_of_nobodys_is_ended():
     exchange = Exchange()
 

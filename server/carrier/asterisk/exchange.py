@@ -464,7 +464,7 @@ class Exchange:
         leg.is_heard_of = True
         if not ticket:  # it was brought here, by us
             return []
-        return self._answered(leg, now) + self.open_stream(name, ticket)
+        return [*self._answered(leg, now), *unfollow(leg), *self.open_stream(name, ticket)]
 
     def _new(self, channel: Channel, args: Sequence[str], now: float) -> list[Step]:
         """A call comes in; the dialplan may have answered it, of which nothing more is told."""
