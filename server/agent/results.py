@@ -89,7 +89,7 @@ def is_too_big(value: object, most_bytes: int, *, with_objects: bool = False) ->
     Args:
         value: What would be written.
         most_bytes: As much as it may take.
-        with_objects: Look into dataclasses and models, too, as if all that is in them were written.
+        with_objects: Look into dataclasses and models, too, at all that would be written of them.
     """
     left, rest = most_bytes, [value]
     while rest and left >= 0:
@@ -102,7 +102,9 @@ def is_too_big(value: object, most_bytes: int, *, with_objects: bool = False) ->
                 return True
             rest += [*one.keys(), *one.values()] if isinstance(one, dict) else one
         elif with_objects and isinstance(one, BaseModel):
-            rest += vars(one).values()
+            told = (name for name, its in type(one).model_fields.items() if not its.exclude)
+            rest += [vars(one).get(name) for name in told]  # the rest may lead back to it
+            rest += (one.model_extra or {}).values()
         elif with_objects and is_dataclass(one):
             rest += [getattr(one, part.name, None) for part in fields(one)]
     return left < 0

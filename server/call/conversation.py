@@ -6,7 +6,7 @@ what kind of conversation it is at the moment, and so what may happen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
@@ -259,23 +259,30 @@ class Conversation:
         return self.answered_at is not None and self.line is None and not away
 
     async def comes_back(self) -> bool:
-        """Wait for a line for as long as it may be lost; False if none comes.
+        """Wait for a line for as long as it may be lost; False if none comes."""
+        return await self.line_comes(self.connected.is_set, self.options.line_lost_timeout_s)
+
+    async def line_comes(self, is_there: Callable[[], bool], patience_s: float) -> bool:
+        """Wait for a line of the caller's; False if it does not come in time.
 
         While requests have to wait here for their turns, one that brings it may be among them, and
         one that is on its way is there as soon as whoever brings it can: neither is the carrier's
         silence.
+
+        Args:
+            is_there: Whether it has come.
+            patience_s: How long the carrier may be silent.
         """
-        patience_s, turns = self.options.line_lost_timeout_s, shared_turns()
-        now = trio.current_time()
+        now, turns = trio.current_time(), shared_turns()
         until, last = now + patience_s, now + patience_s + MAX_BEHIND_S
         while now < until:
             with trio.move_on_at(until):
-                await self.connected.wait()
+                await self.changed.until(is_there)
                 return True
             now = trio.current_time()
             last_sign_s = min(turns.since_behind_s(), self.connected.since_coming_s())
             until = min(now + patience_s - last_sign_s, last)
-        return self.connected.is_set()  # it may have come in the very pass in which the wait ended
+        return is_there()  # it may have come in the very pass in which the wait ended
 
     @property
     def metrics(self) -> Metrics:

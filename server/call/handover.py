@@ -290,9 +290,7 @@ class Handover:
             # Had nobody answered, the carrier would have asked us what to do.
             c.end(EndReason.TRANSFERRED, f"{transfer.destination}, without a report")
             return False
-        with trio.move_on_after(REPORT_S):
-            await c.changed.until(is_back)
-        if is_back():
+        if await c.line_comes(is_back, REPORT_S):
             return True
         c.end(EndReason.CALLER_GONE, "the caller did not come back from a transfer")
         return False

@@ -258,15 +258,20 @@ class Toolbox:
                 came = await wanted.run(arguments, self._call, self._threads)
                 told = "ok", _response(came)
         except* ToolError as errors:
-            came = innermost(errors)
-            told = "error", _error(str(came))
+            told = "error", self._tell(call, innermost(errors), _error(str(innermost(errors))))
         except* (Exception, SystemExit) as errors:
-            came = innermost(errors)
-            _log_failure(wanted.name, came)
-            told = "failed", _error("the function failed; calling it again will not help")
-        if self._on_run is not None:
-            self._on_run(call, came, told[1])
+            _log_failure(wanted.name, innermost(errors))
+            response = _error("the function failed; calling it again will not help")
+            told = "failed", self._tell(call, innermost(errors), response)
+        else:
+            self._tell(call, came, told[1])
         return told
+
+    def _tell(self, call: ToolCall, came: object, response: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Say that a function was run; an exception is not to stay in the frame that it ends in."""
+        if self._on_run is not None:
+            self._on_run(call, came, response)
+        return response
 
     def _remember(self, call: ToolCall, response: Mapping[str, Any]) -> int:
         """Keep an answer, and let go of the oldest ones; returns its size in bytes."""

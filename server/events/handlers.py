@@ -198,14 +198,19 @@ class Handling:
                 outcome = "ok"
         # Whatever a function of the user's may do; by except*, as it may while it is cancelled.
         except* (Exception, SystemExit) as errors:
-            outcome, error = "error", innermost(errors)
-            logger.error(  # noqa: TRY400 - the message may hold what somebody said
-                "event handler failed",
-                handler=handler.name,
-                event_type=content["type"],
-                error=type(error).__name__,
-                where=place_of(error),
-            )
+            outcome = "error"
+            _log_failure(handler.name, content["type"], innermost(errors))
         if outcome == "late":
             logger.warning("event handler took too long", handler=handler.name, limit_s=TIMEOUT_S)
         self._metrics.records.events.handled.labels(outcome).inc()
+
+
+def _log_failure(name: str, event_type: str, error: BaseException) -> None:
+    """A function has failed: its message may hold what somebody said."""
+    logger.error(
+        "event handler failed",
+        handler=name,
+        event_type=event_type,
+        error=type(error).__name__,
+        where=place_of(error),
+    )

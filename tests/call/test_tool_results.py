@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, model_serializer
+from pydantic import BaseModel, Field, model_serializer
 from trio.testing import wait_all_tasks_blocked
 
 from server.agent.results import MAX_OBJECT_BYTES, MAX_RESULT_BYTES
@@ -185,3 +186,37 @@ async def test_a_model_is_told_though_it_has_more_than_it_tells(autojump_clock, 
     await wait_all_tasks_blocked()
 
     assert at_work.responses == [{"output": {"in_a_thread": False}}]
+
+
+class Customer(BaseModel):
+    """Knows its orders, which know it."""
+
+    name: str
+    orders: list[Any] = Field(default=[], exclude=True)
+
+    @cached_property
+    def newest(self) -> Any:
+        """Kept with the fields once it was asked for."""
+        return self.orders[-1]
+
+
+class Booked(BaseModel):
+    customer: Customer
+
+
+async def test_a_model_that_leads_back_to_itself_beside_what_it_tells_is_told(
+    autojump_clock, bench
+):
+    @tool
+    async def book() -> Booked:
+        """Book."""
+        booked = Booked(customer=Customer(name="Ada"))
+        booked.customer.orders.append(booked)
+        assert booked.customer.newest is booked
+        return booked
+
+    at_work = bench(book)
+    at_work.ask("book")
+    await wait_all_tasks_blocked()
+
+    assert at_work.responses == [{"output": {"customer": {"name": "Ada"}}}]

@@ -662,6 +662,22 @@ async def test_a_caller_is_back_though_it_rang_longer_than_wanted_and_the_carrie
     assert talking.call.conversation.stage is Stage.TALK
 
 
+async def test_a_caller_whose_stream_is_back_is_waited_for_until_they_hear_it(
+    autojump_clock, talking
+):
+    await talking.transfer()
+    assert talking.call.handover.report(CallStatus.NO_ANSWER)
+    await trio.sleep(10.0)
+    media = MemoryMedia()
+    media.joins_s = 12.0
+    talking.connect(media)
+    await trio.sleep(12.1)
+
+    assert talking.outcome is CallStatus.NO_ANSWER
+    assert talking.call.conversation.stage is Stage.TALK
+    assert talking.call.end_reason is None
+
+
 async def test_a_caller_who_does_not_come_back_is_gone(autojump_clock, talking):
     await talking.transfer()
     talking.call.handover.report(CallStatus.NO_ANSWER)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import types
+import weakref
 
 import pytest
 import trio
@@ -103,6 +105,34 @@ async def test_what_a_failed_function_says_is_in_no_log(nursery, autojump_clock,
     assert "RuntimeError" in said
     assert "in fail" in said
     assert "4111" not in said
+
+
+async def test_a_function_that_has_failed_leaves_nothing_behind(nursery, autojump_clock):
+    raised = []
+
+    class Broken(Exception):
+        pass
+
+    @on()
+    async def fails(event):
+        error = Broken("no")
+        raised.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    handling = Handling([fails], Metrics(CollectorRegistry()))
+    nursery.start_soon(handling.run)
+    gc.disable()  # what only it could free would stay while there are calls
+    try:
+        handling.tell(*event("call.ended"))
+        await wait_all_tasks_blocked()
+        left = [each() for each in raised]
+    finally:
+        gc.enable()
+
+    assert left == [None]
 
 
 async def test_events_are_left_out_rather_than_kept_without_a_bound(autojump_clock):
