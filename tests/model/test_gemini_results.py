@@ -17,7 +17,13 @@ from server.model import (
     TurnComplete,
     Usage,
 )
-from server.model.gemini.protocol import ANSWER_S, LATE_AUDIO_S, MAX_CALLS, GeminiProtocol
+from server.model.gemini.protocol import (
+    ANSWER_S,
+    LATE_AUDIO_S,
+    MAX_CALLS,
+    MAX_TEXT,
+    GeminiProtocol,
+)
 from tests.support.gemini_messages import PCM, audio, content
 
 
@@ -61,8 +67,48 @@ def test_text_that_leads_its_audio_is_of_the_same_turn() -> None:
     text = protocol.receive(content(outputTranscription={"text": "Found."}), 10.5)
     sound = protocol.receive(audio(), 11.5)
 
-    assert text == [GenerationComplete(1), AgentTranscript("Found.", 2)]
-    assert sound == [AgentAudio(PCM, 2, 11.5)]
+    assert text == []
+    assert sound == [GenerationComplete(1), AgentTranscript("Found.", 2), AgentAudio(PCM, 2, 11.5)]
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ({"generationComplete": True}, GenerationComplete(1)),
+        ({"turnComplete": True}, TurnComplete(1, None)),
+        ({"interrupted": True}, Interrupted(1, 12.0)),
+    ],
+)
+def test_words_that_come_late_and_are_followed_by_no_sound_are_of_the_turn_before(
+    over, told
+) -> None:
+    protocol = told_to_wait()
+
+    late = protocol.receive(content(outputTranscription={"text": " Good"}), 10.5)
+    late += protocol.receive(content(outputTranscription={"text": "bye!"}), 11.0)
+
+    assert late == []
+    assert protocol.receive(content(**over), 12.0) == [AgentTranscript(" Goodbye!", 1), told]
+
+
+def test_words_that_come_late_are_those_of_the_turn_that_calls_again() -> None:
+    protocol = told_to_wait()
+    protocol.receive(content(outputTranscription={"text": "Late."}), 10.5)
+
+    words, again = protocol.receive(asked("c2"), 11.0)
+
+    assert words == AgentTranscript("Late.", 1)
+    assert isinstance(again, ToolCallsRequested)
+
+
+def test_words_of_which_it_stays_open_whose_they_are_are_bounded() -> None:
+    protocol = told_to_wait()
+    for number in range(20):
+        protocol.receive(content(outputTranscription={"text": "x" * MAX_TEXT}), 11.0 + number)
+
+    words, _ = protocol.receive(content(turnComplete=True), 40.0)
+
+    assert words == AgentTranscript("x" * MAX_TEXT, 1)
 
 
 def test_what_was_on_its_way_when_results_were_sent_is_of_the_turn_before_them() -> None:

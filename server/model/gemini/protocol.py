@@ -186,6 +186,7 @@ class GeminiProtocol:
         self._counts_of, self._counts_of_completed = first_turn, first_turn - 1
         self._has_spoken = False  # in this turn
         self._answered_at: float | None = None  # when its calls were, or more of it came since
+        self._words = ""  # that came after that, before any sound: of this turn, or of the next
         self._calls_in_turn = 0  # of the model's
         self._call_pace = Pace(CALLS_PER_S, MAX_CALLS_AT_ONCE)
         # In a call, which has many connections and perhaps processes, an id stands for one thing.
@@ -328,14 +329,17 @@ class GeminiProtocol:
             self._play(self._audio_in(model_turn), now, events)
         self._read_said(content, now, events)
         if content.flag("generationComplete"):
+            self._tell_words(events)
             self._end_audio(now, events)
             events.append(GenerationComplete(self.turn))
         if content.flag("interrupted"):
+            self._tell_words(events)
             self._cut_at, self._answered_at = now, None
             self._rate_change = None
             events.append(Interrupted(self.turn, now))
         if not content.flag("turnComplete"):
             return False
+        self._tell_words(events)
         self._end_audio(now, events)
         reason = content.text("turnCompleteReason", MAX_NAME)
         if reason in ("", "TURN_COMPLETE_REASON_UNSPECIFIED"):
@@ -425,7 +429,10 @@ class GeminiProtocol:
             events.append(AgentAudio(pcm, self._turn_at(now), now))
 
     def _say(self, text: str, now: float, events: list[SessionEvent]) -> None:
-        if text:
+        if self._answered_at is not None and now - self._answered_at > ANSWER_S:
+            # Words come late or early; they alone do not say that an answer has begun.
+            self._words = (self._words + text)[:MAX_TEXT]
+        elif text:
             events.append(AgentTranscript(text[:MAX_TEXT], self._spoken_turn(now, events)))
 
     def _spoken_turn(self, now: float, events: list[SessionEvent]) -> int:
@@ -434,11 +441,18 @@ class GeminiProtocol:
             if now - self._answered_at > ANSWER_S:
                 events.append(GenerationComplete(self.turn))
                 self._go_on()
+                self._tell_words(events)
             else:
                 self._answered_at = now
         turn = self._turn_at(now)
         self._has_spoken = True
         return turn
+
+    def _tell_words(self, events: list[SessionEvent]) -> None:
+        """Words of which it was open whose they are belong to this turn."""
+        if self._words:
+            events.append(AgentTranscript(self._words, self.turn))
+            self._words = ""
 
     def _turn_at(self, now: float) -> int:
         """Decide which turn something belongs to that the agent does now."""
@@ -454,6 +468,7 @@ class GeminiProtocol:
         self._calls_in_turn += count
         if self._calls_in_turn > MAX_CALLS or not self._call_pace.allows(now, count):
             raise TooMuchError("function calls")
+        self._tell_words(events)
         calls, turn = [], self._turn_at(now)
         for call in tool_call.objects("functionCalls", MAX_CALLS):
             identity = call.text("id", MAX_ID)
