@@ -9,9 +9,8 @@ export const changes = new EventTarget(); // "session": somebody has signed in o
 export class Refused extends Error {
   /** @param {number} status @param {any} body */
   constructor(status, body) {
-    super(body?.message ?? `HTTP ${status}`);
+    super(Object.values(body?.fields ?? {})[0] ?? body?.message ?? `HTTP ${status}`);
     this.status = status;
-    this.body = body ?? {};
   }
 }
 
@@ -39,12 +38,12 @@ async function send(method, path, { query, body, signal } = {}, isFirst = true) 
     if (session.token !== token && session.name === name) return send(method, path, { query, body, signal }, false);
   }
   if (answer.status === 401 && path !== "console/session") await look();
-  if (!answer.ok && answer.status !== 503) throw new Refused(answer.status, said);
-  if (answer.status === 503 && said?.ready === undefined) throw new Refused(503, said);
+  if (!answer.ok && (answer.status !== 503 || said?.ready === undefined)) throw new Refused(answer.status, said);
   return said;
 }
 
 export const get = (path, query, signal) => send("GET", path, { query, signal });
+export const agents = () => get("agents").then((said) => said.agents.map((each) => each.name), () => []);
 export const post = (path, body) => send("POST", path, { body });
 
 function changed(said) {

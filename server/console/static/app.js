@@ -1,18 +1,12 @@
 // The page: who is signed in, which view is shown, and in which language and light.
 
 import { changes, look, session, signIn, signOut } from "./api.js";
-import { el, icon, show } from "./dom.js";
+import { button, el, icon, problemLine, show } from "./dom.js";
 import { close, live, open, state } from "./live.js";
 import { language, languages, speak, t } from "./words.js";
 
-const VIEWS = {
-  now: () => import("./now.js"),
-  calls: () => import("./calls.js"),
-  call: () => import("./call.js"),
-  latency: () => import("./latency.js"),
-  phone: () => import("./phone-view.js"),
-  health: () => import("./health.js"),
-};
+/** Each view's module. */
+const VIEWS = { now: "now", calls: "calls", call: "call", latency: "latency", phone: "phone-view", health: "health" };
 const MENU = ["now", "calls", "latency", "phone", "health"];
 const LIGHTS = ["auto", "light", "dark"];
 const app = /** @type {HTMLElement} */ (document.getElementById("app"));
@@ -34,9 +28,8 @@ function lightUp(light) {
 const brand = (tag) => el(tag, { class: "brand" }, el("span", { class: "mark-dot", "aria-hidden": "true" }), "Offhook");
 
 function choice(label, options, now, choose) {
-  return el("label", { class: "choice" }, el("span", { class: "hidden" }, label),
-    el("select", { "aria-label": label, on: { change: (event) => choose(event.target.value) } },
-      options.map(([value, text]) => el("option", { value, selected: value === now }, text))));
+  return el("select", { "aria-label": label, on: { change: (event) => choose(event.target.value) } },
+    options.map(([value, text]) => el("option", { value, selected: value === now }, text)));
 }
 
 function likes() {
@@ -48,7 +41,7 @@ function likes() {
 }
 
 function drawSignIn() {
-  const problem = el("p", { class: "problem", role: "alert" });
+  const problem = problemLine();
   const key = el("input", { id: "key", type: "password", autocomplete: "current-password", required: true, spellcheck: "false" });
   const enter = async (event) => {
     event.preventDefault();
@@ -86,7 +79,7 @@ function drawFrame() {
       el("div", { class: "foot" }, connection,
         session.needs_key && el("p", { class: "who" }, session.name, session.may_change ? null : el("span", { class: "pill" }, t("only-look"))),
         el("div", { class: "likes" }, likes()),
-        session.needs_key && el("button", { class: "button quiet", on: { click: signOut } }, t("sign.out")))),
+        session.needs_key && button("quiet", signOut, t("sign.out")))),
     main);
   return main;
 }
@@ -114,7 +107,7 @@ async function drawView() {
     else link.removeAttribute("aria-current");
   }
   document.title = `Offhook · ${t(`view.${view}`)}`; // never whose call it is
-  const module = await VIEWS[view]();
+  const module = await import(`./${VIEWS[view]}.js`);
   if (mine !== shown || !main) return;
   const root = el("div", { class: `view view-${view}` });
   show(main, root);

@@ -1,7 +1,7 @@
 // One call: the timeline that explains it, its sound, its words, what it took and what it cost.
 
 import { address, get, post, session } from "./api.js";
-import { ask, card, el, icon, renew, show as fill } from "./dom.js";
+import { ask, button, card, el, icon, problemLine, renew, show as fill, way } from "./dom.js";
 import { live } from "./live.js";
 import { answeredAt, beginnings, placed, Timeline } from "./timeline.js";
 import { at as clock, length, money, ms, number, t, whole, word } from "./words.js";
@@ -21,10 +21,10 @@ function facts(record) {
   return el("dl", { class: "facts" },
     fact("began", whole(record.created_at)),
     fact("length", length(record.duration_s)),
-    fact("agent", record.agent, record.model ? el("small", {}, record.model) : null),
-    record.reason || record.state === "live" ? fact("end", record.state === "live" ? el("span", { class: "pill good" }, t("live")) : word("reason", record.reason), record.detail ? el("small", {}, record.detail) : null) : null,
-    record.answered_by ? fact("answered-by", word("answered-by", record.answered_by)) : null,
-    cost ? fact("cost", money(cost.known_usd), cost.total_usd === "unknown" ? el("small", {}, t("one.at-least")) : null) : null);
+    fact("agent", record.agent, record.model && el("small", {}, record.model)),
+    record.reason || record.state === "live" ? fact("end", record.state === "live" ? el("span", { class: "pill good" }, t("live")) : word("reason", record.reason), record.detail && el("small", {}, record.detail)) : null,
+    record.answered_by && fact("answered-by", word("answered-by", record.answered_by)),
+    cost ? fact("cost", money(cost.known_usd), cost.total_usd === "unknown" && el("small", {}, t("one.at-least"))) : null);
 }
 
 function replies(record) {
@@ -50,8 +50,8 @@ function transcript(record, seek) {
       const at_s = began[i];
       return el("li", { class: turn.speaker },
         el("button", { class: "at", "aria-label": t("one.play-from", { at: clock(at_s) }), on: { click: () => seek(at_s) } }, clock(at_s)),
-        el("p", {}, el("b", {}, t(`speaker.${turn.speaker}`)), " ", turn.text ?? t("one.not-kept"), turn.unheard ? el("del", { title: t("one.unheard") }, ` ${turn.unheard}`) : null,
-          turn.cut ? el("span", { class: "pill warn" }, t("one.cut")) : null));
+        el("p", {}, el("b", {}, t(`speaker.${turn.speaker}`)), " ", turn.text ?? t("one.not-kept"), turn.unheard && el("del", { title: t("one.unheard") }, ` ${turn.unheard}`),
+          turn.cut && el("span", { class: "pill warn" }, t("one.cut"))));
     })));
 }
 
@@ -63,19 +63,22 @@ function outcome(record) {
 function pairs(title, all) {
   const shown = all.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return shown.length ? card(title,
-    el("dl", { class: "pairs" }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { class: typeof value === "number" ? "number" : undefined }, value))))) : null;
+    el("dl", { class: "pairs" }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { class: typeof value === "number" && "number" }, value))))) : null;
 }
+
+const measured = (value, say) => (value === undefined ? "" : say(value));
+const spread = (timing) => (timing?.count ? `${ms(timing.p50_ms)} / ${ms(timing.p99_ms)}` : "");
 
 function numbers(record) {
   const tokens = record.tokens ?? {}, cost = record.cost ?? {}, timings = record.timings ?? {};
   const counted = ["prompt", "response"].flatMap((way) => Object.entries(tokens[way] ?? {}).map(([kind, count]) => [`${t(`one.${way}`)}, ${word("modality", kind)}`, number(count)]));
   return [
-    pairs(t("one.tokens"), [...counted, [t("one.model-cost"), cost.model_usd === undefined ? "" : money(cost.model_usd)], [t("one.carrier-cost"), cost.carrier_usd === undefined ? "" : money(cost.carrier_usd)], [t("one.minutes"), cost.billed_minutes ?? ""]]),
+    pairs(t("one.tokens"), [...counted, [t("one.model-cost"), measured(cost.model_usd, money)], [t("one.carrier-cost"), measured(cost.carrier_usd, money)], [t("one.minutes"), cost.billed_minutes ?? ""]]),
     pairs(t("one.measured"), [
-      [t("latency.answer"), timings.answer_to_first_audio_ms === undefined ? "" : ms(timings.answer_to_first_audio_ms)],
+      [t("latency.answer"), measured(timings.answer_to_first_audio_ms, ms)],
       [t("latency.clear"), timings.interrupt_to_clear?.count ? ms(timings.interrupt_to_clear.max_ms) : ""],
-      [t("one.to-model"), timings.caller_to_model?.count ? `${ms(timings.caller_to_model.p50_ms)} / ${ms(timings.caller_to_model.p99_ms)}` : ""],
-      [t("one.to-caller"), timings.model_to_caller?.count ? `${ms(timings.model_to_caller.p50_ms)} / ${ms(timings.model_to_caller.p99_ms)}` : ""],
+      [t("one.to-model"), spread(timings.caller_to_model)],
+      [t("one.to-caller"), spread(timings.model_to_caller)],
       [t("one.lost"), timings.caller_audio_lost_s ? `${number(timings.caller_audio_lost_s, 2)} s` : ""],
     ]),
     pairs(t("one.metadata"), Object.entries(record.metadata ?? {}).map(([name, value]) => [name, String(value)])),
@@ -121,7 +124,7 @@ class Player {
 /** @param {HTMLElement} root @param {string} call_sid @param {{inside?: boolean}} [how] inside another view */
 export function show(root, call_sid, { inside = false } = {}) {
   const path = `calls/${encodeURIComponent(call_sid)}`;
-  const head = el("div", { class: "head" }), known = el("div", {}), rest = el("div", { class: "columns" }), said = el("p", { class: "problem", role: "alert" });
+  const head = el("div", { class: "head" }), known = el("div", {}), rest = el("div", { class: "columns" }), said = problemLine();
   const canvas = el("div", { class: "timeline" });
   const place = el("output", { class: "number clock" }, clock(0));
   const toggle = el("button", { class: "button primary round", disabled: true, "aria-label": t("one.play"), on: { click: () => player?.toggle() } }, icon("play"));
@@ -197,12 +200,12 @@ export function show(root, call_sid, { inside = false } = {}) {
     if (parts.children.length !== count) fill(parts, Array.from({ length: count }, (_, i) => el("option", { value: i + 1, selected: i + 1 === part }, t("one.part-of", { part: i + 1, count }))));
     const down = (label, href, name) => el("a", { class: "button", href: String(href), download: name }, label);
     renew(head,
-      el("div", { class: "title" }, inside ? null : el("a", { class: "button round quiet", href: "#/calls", "aria-label": t("view.calls") }, icon("back")),
-        el(inside ? "h2" : "h1", {}, el("span", { class: `way ${record.direction}` }, icon(record.direction === "inbound" ? "in" : "out")), record.number || t("unknown"))),
+      el("div", { class: "title" }, !inside && el("a", { class: "button round quiet", href: "#/calls", "aria-label": t("view.calls") }, icon("back")),
+        el(inside ? "h2" : "h1", {}, way(record.direction), record.number || t("unknown"))),
       el("div", { class: "row" },
-        record.recording ? down("WAV", sound(), `${call_sid}.wav`) : null,
+        record.recording && down("WAV", sound(), `${call_sid}.wav`),
         down("JSON", address(path), `${call_sid}.json`),
-        record.state === "live" && session.may_change ? el("button", { class: "button danger", on: { click: hangUp } }, t("now.hang-up")) : null));
+        record.state === "live" && session.may_change && button("danger", hangUp, t("now.hang-up"))));
     renew(known, facts(record));
     line.draw(record, wave, offset_s);
     canvas.dataset.drawn = record.state;

@@ -1,7 +1,7 @@
 // All calls: searched, filtered, and exported. What is asked for is in this page's memory, never in its address.
 
-import { address, get } from "./api.js";
-import { el, icon, renew, show as fill } from "./dom.js";
+import { address, agents, get } from "./api.js";
+import { column, el, head, options, renew, show as fill, way } from "./dom.js";
 import { live } from "./live.js";
 import { length, t, values, when, whole, word } from "./words.js";
 
@@ -26,7 +26,7 @@ function row(call) {
   const trouble = call.had_trouble ?? /^(model-|error|busy|no-answer|failed|carrier)/.test(call.reason ?? ""); // older records do not say
   return el("tr", { "data-call": call.call_sid },
     el("td", {}, el("a", { href: `#/call/${call.call_sid}`, title: whole(call.created_at) }, when(call.created_at))),
-    el("td", {}, el("span", { class: `way ${call.direction}` }, icon(call.direction === "inbound" ? "in" : "out")), el("span", { class: "hidden" }, word("direction", call.direction))),
+    el("td", {}, way(call.direction), el("span", { class: "hidden" }, word("direction", call.direction))),
     el("td", { class: "strong" }, call.number || t("unknown")),
     el("td", {}, call.agent),
     el("td", {}, call.state === "live" ? el("span", { class: "pill good" }, t("live")) : el("span", { class: trouble ? "pill bad" : "faint" }, word("reason", call.reason))),
@@ -73,7 +73,7 @@ export function show(root) {
       said.textContent = body.children.length ? (page.complete ? "" : t("calls.incomplete")) : t("calls.none");
       body.dataset.read = String(Number(body.dataset.read ?? 0) + 1);
     } catch (error) {
-      if (error.name !== "AbortError") said.textContent = Object.values(error.body?.fields ?? {})[0] ?? error.message;
+      if (error.name !== "AbortError") said.textContent = error.message;
     }
     if (mine === reading) isBusy = false;
   }
@@ -91,9 +91,9 @@ export function show(root) {
     input.addEventListener("input", () => { asked[name] = input.type === "checkbox" ? (input.checked ? "true" : "") : input.value.trim(); soon(); });
     return el("p", { class: "field" }, el("label", { for: input.id }, t(`calls.${name}`)), input);
   };
-  const select = (options) => el("select", {}, el("option", { value: "" }, t("calls.any")), options.map(([value, text]) => el("option", { value }, text)));
+  const select = (all) => el("select", {}, options([["", t("calls.any")], ...all]));
   const agent = select([]);
-  get("agents").then(({ agents }) => { agent.append(...agents.map((each) => el("option", { value: each.name }, each.name))); agent.value = asked.agent; }, () => {});
+  agents().then((names) => { agent.append(...options(names)); agent.value = asked.agent; });
   const form = el("form", { class: "filters card", role: "search", "aria-label": t("calls.search"), on: { submit: (event) => { event.preventDefault(); read(); } } },
     field("number", el("input", { type: "search", inputmode: "tel", placeholder: "+15005550006", autocomplete: "off" })),
     field("day", el("input", { type: "date" })),
@@ -105,10 +105,10 @@ export function show(root) {
     el("div", { class: "check" }, field("trouble", el("input", { type: "checkbox" }))));
   const heads = ["when", "direction", "who", "agent", "reason", "length"];
   fill(root,
-    el("div", { class: "head" }, el("h1", {}, t("view.calls")), el("div", { class: "row", role: "group", "aria-label": t("calls.export") }, el("span", { class: "faint" }, t("calls.export")), csv, lines)),
+    head("calls", el("div", { class: "row", role: "group", "aria-label": t("calls.export") }, el("span", { class: "faint" }, t("calls.export")), csv, lines)),
     form,
-    el("div", { class: "scroll card flush", tabindex: "0", role: "region", "aria-label": t("view.calls") }, el("table", { class: "list" },
-      el("thead", {}, el("tr", {}, heads.map((each) => el("th", { scope: "col", class: each === "length" ? "number" : undefined }, each === "direction" ? el("span", { class: "hidden" }, t("calls.direction")) : t(`calls.${each}`))))), body)),
+    el("div", { class: "scroll card flush", tabindex: "0", role: "region", "aria-label": t("view.calls") }, el("table", {},
+      el("thead", {}, el("tr", {}, heads.map((each) => column(each === "direction" ? el("span", { class: "hidden" }, t("calls.direction")) : t(`calls.${each}`), each === "length")))), body)),
     said, more);
   read();
   const changed = ({ detail: call }) => {

@@ -22,8 +22,23 @@ export function el(tag, facts = {}, ...children) {
   return fill(document.createElement(tag), facts, children);
 }
 
+/** What has gone wrong is said in it, aloud, too. */
+export const problemLine = () => el("p", { class: "problem", role: "alert" });
+
+/** @param {string} view @param {...any} children */
+export const head = (view, ...children) => el("div", { class: "head" }, el("h1", {}, t(`view.${view}`)), children);
+
+/** @param {string} kind as its class says @param {() => any} act @param {...any} children */
+export const button = (kind, act, ...children) => el("button", { class: `button ${kind}`, on: { click: act } }, children);
+
 /** @param {string} title @param {...any} children */
 export const card = (title, ...children) => el("section", { class: "card" }, el("h2", {}, title), children);
+
+/** A table that may be wider than the page, and is moved by keyboard, too. @param {string} label @param {...any} children */
+export const table = (label, ...children) => el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, el("table", {}, children));
+
+/** @param {any} text @param {boolean} [isNumber] */
+export const column = (text, isNumber) => el("th", { scope: "col", class: isNumber && "number" }, text);
 
 /** @param {string} tag @param {object} [facts] @param {...any} children @returns {any} */
 export function svg(tag, facts = {}, ...children) {
@@ -61,12 +76,18 @@ function isAlike(is, child) {
   return is instanceof Element && !is.matches("a, button") && is.cloneNode().isEqualNode(child.cloneNode());
 }
 
+/** What a select offers: values, or each with what is shown for it. @param {(string|string[])[]} all */
+export const options = (all) => all.map((each) => {
+  const [value, text = value] = [each].flat();
+  return el("option", { value }, text);
+});
+
 const SHAPES = {
   now: "M4 13h3l2-7 4 13 3-9 1 3h3",
   calls: "M4 6h16M4 12h16M4 18h10",
   latency: "M4 19V5M4 19h16M8 15l3-5 3 3 5-7",
   phone: "M6 3h3l2 5-2 1a11 11 0 0 0 5 5l1-2 5 2v3a2 2 0 0 1-2 2A15 15 0 0 1 4 5a2 2 0 0 1 2-2z",
-  health: "M12 20s-7-4.5-7-10a4 4 0 0 1 7-2.6A4 4 0 0 1 19 10c0 5.500-7 10-7 10z",
+  health: "M12 20s-7-4.5-7-10a4 4 0 0 1 7-2.6A4 4 0 0 1 19 10c0 5.5-7 10-7 10z",
   in: "M17 7 7 17M7 9v8h8",
   out: "M7 17 17 7M9 7h8v8",
   play: "M8 5v14l11-7z",
@@ -83,6 +104,9 @@ export function icon(name) {
   const facts = { viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true" };
   return svg("svg", facts, svg("path", { d: SHAPES[name] }));
 }
+
+/** Who has called whom. @param {string} direction @param {object} [facts] */
+export const way = (direction, facts) => el("span", { class: `way ${direction}`, ...facts }, icon(direction === "inbound" ? "in" : "out"));
 
 /** Asks before something is done that ends calls. @returns {Promise<boolean>} */
 export function ask(title, text) {

@@ -7,7 +7,7 @@ export default {
   "only-look": "read only", "channel.connecting": "Connecting …", "channel.open": "Live", "channel.closed": "Not connected",
   unknown: "unknown", cancel: "Cancel", agent: "Agent", model: "Model", process: "Process", live: "live",
   "now.live": "Live calls", "now.per-core": "Calls per core", "now.waiting": "Wait to be dialled", "now.sessions": "Model sessions", "now.lag": "Loop lag", "now.state": "Server", "now.load": "Load",
-  "now.of": "of {most}", "now.processes": "{count} processes", "now.by-process": "{count} processes", "now.ready": "Ready", "now.draining": "Draining", "now.paused": "Paused", "now.refuses": "Full",
+  "now.of": "of {most}", "now.processes": "{count} processes", "now.ready": "Ready", "now.draining": "Draining", "now.paused": "Paused", "now.refuses": "Full",
   "now.nobody": "Nobody is on the line.", "now.count": "{count} live calls", "now.open": "Call with {number}", "now.hang-up": "Hang up", "now.hang-up-of": "Hang up the call with {number}",
   "now.hang-up-ask": "The call {number} ends at once, without a goodbye.", "now.drain": "Drain", "now.drain-ask": "No new calls are taken from now on, and this cannot be taken back. Live calls go on, and say goodbye at the deadline.",
   "now.place": "Place a call", "now.number": "Number", "now.greeting": "Greeting (optional)", "now.call": "Call",

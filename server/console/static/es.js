@@ -7,7 +7,7 @@ export default {
   "only-look": "solo lectura", "channel.connecting": "Conectando …", "channel.open": "En vivo", "channel.closed": "Sin conexión",
   unknown: "desconocido", cancel: "Cancelar", agent: "Agente", model: "Modelo", process: "Proceso", live: "en curso",
   "now.live": "Llamadas en curso", "now.per-core": "Llamadas por núcleo", "now.waiting": "Por marcar", "now.sessions": "Sesiones del modelo", "now.lag": "Retraso del bucle", "now.state": "Servidor", "now.load": "Carga",
-  "now.of": "de {most}", "now.processes": "{count} procesos", "now.by-process": "{count} procesos", "now.ready": "Listo", "now.draining": "Vaciándose", "now.paused": "En pausa", "now.refuses": "Lleno",
+  "now.of": "de {most}", "now.processes": "{count} procesos", "now.ready": "Listo", "now.draining": "Vaciándose", "now.paused": "En pausa", "now.refuses": "Lleno",
   "now.nobody": "No hay nadie en la línea.", "now.count": "{count} llamadas en curso", "now.open": "Llamada con {number}", "now.hang-up": "Colgar", "now.hang-up-of": "Colgar la llamada con {number}",
   "now.hang-up-ask": "La llamada {number} termina de inmediato, sin despedida.", "now.drain": "Vaciar", "now.drain-ask": "Desde ahora no se aceptan llamadas nuevas, y no se puede deshacer. Las que están en curso siguen, y se despiden al vencer el plazo.",
   "now.place": "Llamar", "now.number": "Número", "now.greeting": "Saludo (opcional)", "now.call": "Llamar",

@@ -1,7 +1,7 @@
 // What happens now: live calls, and how the server does.
 
-import { get, post, session } from "./api.js";
-import { ask, el, icon, renew, show as fill } from "./dom.js";
+import { agents, post, session } from "./api.js";
+import { ask, button, column, el, head, icon, options, problemLine, renew, show as fill, way } from "./dom.js";
 import { calls, live, loads, total } from "./live.js";
 import { length, money, ms, number, t, word } from "./words.js";
 
@@ -18,7 +18,7 @@ function tiles(root) {
   const state = !all.processes ? "" : all.draining ? "draining" : all.paused ? "paused" : all.reason ? "refuses" : "ready";
   const tone = state === "ready" ? "good" : state ? "bad" : undefined;
   fill(root,
-    tile("live", is(number(all.live)), all.max_calls ? t("now.of", { most: number(all.max_calls) }) : "", undefined),
+    tile("live", is(number(all.live)), all.max_calls ? t("now.of", { most: number(all.max_calls) }) : ""),
     tile("per-core", is(number(all.live / all.processes, all.live % all.processes ? 1 : 0)), all.processes > 1 ? t("now.processes", { count: all.processes }) : ""),
     tile("waiting", is(number(all.waiting)), "", all.waiting ? "warn" : undefined),
     tile("sessions", is(number(all.sessions))),
@@ -31,9 +31,9 @@ function processes(root) {
   const columns = ["live", "waiting", "sessions", "lag_ms"];
   const open = root.querySelector("details")?.open ?? false;
   renew(root, el("details", { class: "card", open },
-    el("summary", {}, t("now.by-process", { count: loads.size })),
+    el("summary", {}, t("now.processes", { count: loads.size })),
     el("div", { class: "scroll" }, el("table", {},
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, t("process")), columns.map((each) => el("th", { scope: "col", class: "number" }, t(`now.${each.replace("_ms", "")}`))))),
+      el("thead", {}, el("tr", {}, column(t("process")), columns.map((each) => column(t(`now.${each.replace("_ms", "")}`), true)))),
       el("tbody", {}, [...loads.values()].sort((a, b) => a.process.localeCompare(b.process)).map((load) =>
         el("tr", {}, el("th", { scope: "row" }, load.process), columns.map((each) => el("td", { class: "number" }, each === "lag_ms" ? ms(load[each]) : number(load[each]))))))))));
 }
@@ -51,7 +51,7 @@ function row(call, hangUp) {
   const end = session.may_change && el("button", { class: "button quiet danger", "aria-label": t("now.hang-up-of", { number: call.number }), on: { click: () => hangUp(call) } }, t("now.hang-up"));
   const node = el("li", { class: "call", "data-call": call.call_sid },
     el("a", { class: "who", href: `#/call/${call.call_sid}`, "aria-label": t("now.open", { number: call.number }) },
-      el("span", { class: `way ${call.direction}`, title: word("direction", call.direction) }, icon(call.direction === "inbound" ? "in" : "out")),
+      way(call.direction, { title: word("direction", call.direction) }),
       el("strong", {}, call.number || t("unknown")), el("span", { class: "faint" }, call.agent)),
     el("span", { class: "levels" }, parts.caller, parts.agent),
     parts.turn, parts.last, parts.time, parts.cost, end || el("span", {}));
@@ -72,10 +72,10 @@ function row(call, hangUp) {
 }
 
 async function placeForm() {
-  const agents = await get("agents").then((found) => found.agents, () => []);
-  const problem = el("p", { class: "problem", role: "alert" });
+  const names = await agents();
+  const problem = problemLine();
   const to = el("input", { id: "place-number", type: "tel", required: true, placeholder: "+15005550006", autocomplete: "off" });
-  const agent = el("select", { id: "place-agent" }, agents.map((each) => el("option", { value: each.name }, each.name)));
+  const agent = el("select", { id: "place-agent" }, options(names));
   const greeting = el("textarea", { id: "place-greeting", rows: "2", maxlength: "4000" });
   const field = (id, label, input) => el("p", { class: "field" }, el("label", { for: id }, label), input);
   const place = async (event) => {
@@ -84,12 +84,12 @@ async function placeForm() {
     call.disabled = true;
     try {
       const body = { destination_number: to.value };
-      if (agents.length > 1) Object.assign(body, { agent: agent.value });
+      if (names.length > 1) Object.assign(body, { agent: agent.value });
       if (greeting.value.trim()) Object.assign(body, { greeting: greeting.value.trim() });
       await post("make-call", body);
       dialog.close();
     } catch (error) {
-      problem.textContent = Object.values(error.body?.fields ?? {})[0] ?? error.message;
+      problem.textContent = error.message;
       call.disabled = false;
     }
   };
@@ -98,7 +98,7 @@ async function placeForm() {
     el("form", { on: { submit: place } },
       el("h2", { id: "place-title" }, t("now.place")),
       field("place-number", t("now.number"), to),
-      agents.length > 1 && field("place-agent", t("agent"), agent),
+      names.length > 1 && field("place-agent", t("agent"), agent),
       field("place-greeting", t("now.greeting"), greeting), problem,
       el("div", { class: "row end" },
         el("button", { class: "button", type: "button", on: { click: () => dialog.close() } }, t("cancel")), call)));
@@ -140,10 +140,10 @@ export function show(root) {
   const loaded = () => { tiles(load); processes(each); update(); };
 
   fill(root,
-    el("div", { class: "head" }, el("h1", {}, t("view.now")),
+    head("now",
       session.may_change && el("div", { class: "row" },
-        el("button", { class: "button primary", on: { click: placeForm } }, icon("plus"), t("now.place")),
-        el("button", { class: "button", on: { click: drain } }, t("now.drain")))),
+        button("primary", placeForm, icon("plus"), t("now.place")),
+        button("", drain, t("now.drain")))),
     load, each, said, list, empty);
   redraw();
   loaded();

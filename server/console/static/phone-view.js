@@ -1,8 +1,8 @@
 // This page as a telephone: talk with an agent, and see the call's timeline grow.
 
-import { address, get, post, session } from "./api.js";
+import { address, agents, post, session } from "./api.js";
 import { show as showCall } from "./call.js";
-import { el, icon, show as fill } from "./dom.js";
+import { el, head, icon, options, problemLine, show as fill } from "./dom.js";
 import { t, word } from "./words.js";
 
 const MODULE = new URL("../phone.js", import.meta.url);
@@ -11,7 +11,7 @@ const ON = new Set(["preparing", "ready", "connecting", "talking", "reconnecting
 /** @param {HTMLElement} root */
 export function show(root) {
   const state = el("p", { class: "phone-state", role: "status" }, t("phone.idle"));
-  const said = el("p", { class: "problem", role: "alert" });
+  const said = problemLine();
   const agent = el("select", { id: "phone-agent" });
   const call = el("button", { class: "button primary big", disabled: true }, icon("phone"), t("phone.call"));
   const end = el("button", { class: "button danger big", hidden: true }, t("now.hang-up"));
@@ -53,12 +53,12 @@ export function show(root) {
     });
     if (!session.may_change) state.textContent = t("phone.only-look");
   };
-  fill(root, el("div", { class: "head" }, el("h1", {}, t("view.phone"))),
+  fill(root, head("phone"),
     el("section", { class: "card phone" }, el("p", { class: "faint" }, t("phone.what")),
       el("p", { class: "field" }, el("label", { for: "phone-agent" }, t("agent")), agent),
       el("div", { class: "row" }, call, end, mute), el("div", { class: "levels wide", "aria-hidden": "true" }, heard, played), state, said),
     below);
-  get("agents").then(({ agents }) => fill(agent, agents.map((each) => el("option", { value: each.name }, each.name))), () => {});
+  agents().then((names) => fill(agent, options(names)));
   import(String(MODULE)).then(({ Phone }) => { if (!gone) begin(Phone); }, () => {
     fill(state, t("phone.missing"), " ", el("a", { href: String(address("phone")) }, "/phone"));
   });

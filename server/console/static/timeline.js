@@ -18,22 +18,23 @@ const AXIS_PX = 20, TURN_PX = 26; // below the lanes
 /** What a line of the timeline is on the picture: its kind, where it is, and how long it was. */
 export function placed(line, before) {
   const at = line.at_s;
+  const is = (kind, from = at) => ({ kind, from, to: at });
   switch (line.what) {
     case "barge-in": {
       // The agent falls silent where it was held; what decides comes later.
       const held = before?.what === "agent held" && at - before.at_s < 3 ? before.at_s : at;
-      return { kind: "barge", from: held, to: at };
+      return is("barge", held);
     }
-    case "agent held": return { kind: "hold", from: at, to: at };
-    case "false alarm": return { kind: "hold", from: before?.what === "agent held" ? before.at_s : at, to: at };
-    case "tool": return { kind: "tool", from: at - (line.took_ms ?? 0) / 1000, to: at };
-    case "line back": case "model reconnected": case "taken up from another process": return { kind: "gap", from: at - (line.gap_s ?? 0), to: at };
-    case "line lost": case "caller back": case "model going away": case "recording stopped": return { kind: "line", from: at, to: at };
+    case "agent held": return is("hold");
+    case "false alarm": return is("hold", before?.what === "agent held" ? before.at_s : at);
+    case "tool": return is("tool", at - (line.took_ms ?? 0) / 1000);
+    case "line back": case "model reconnected": case "taken up from another process": return is("gap", at - (line.gap_s ?? 0));
+    case "line lost": case "caller back": case "model going away": case "recording stopped": return is("line");
     case "transfer": case "transfer failed": case "transfer refused": case "digit": case "keys": case "beep": case "outcome": case "apology":
-    case "a person after all": case "wrapping up": case "caller silent": case "time running out": case "tools refused": return { kind: "note", from: at, to: at };
-    case "answered": case "ended": return { kind: "edge", from: at, to: at };
+    case "a person after all": case "wrapping up": case "caller silent": case "time running out": case "tools refused": return is("note");
+    case "answered": case "ended": return is("edge");
     default:
-      if (line.what.startsWith("watchdog")) return { kind: "rung", from: at, to: at };
+      if (line.what.startsWith("watchdog")) return is("rung");
       return null;
   }
 }
@@ -215,7 +216,7 @@ export class Timeline {
       const detail = [line.name, line.by && word("by", line.by), line.reason && word("reason", line.reason), line.outcome && word("tool", line.outcome)].filter(Boolean).join(", ");
       const label = `${clock(from)} ${name}${detail ? `: ${detail}` : ""}`;
       if (to > from) box(`span ${kind}`, from, to, {});
-      const mark = el("button", { class: `tl-mark ${kind}`, "data-kind": kind, "data-from": from.toFixed(3), "data-to": from.toFixed(3), title: label, "aria-label": label, on: { click: () => this.#seek(from) } }, el("span", {}, kind === "tool" ? line.name ?? name : name));
+      const mark = el("button", { class: `tl-mark ${kind}`, "data-from": from.toFixed(3), title: label, "aria-label": label, on: { click: () => this.#seek(from) } }, el("span", {}, kind === "tool" ? line.name ?? name : name));
       nodes.push(mark);
     }
     show(this.#layer, nodes);
