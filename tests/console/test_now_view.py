@@ -42,6 +42,10 @@ globalThis.setInterval = () => 0;"""
 """A page that does what is to wait for long when :data:`AGAIN` says so, and takes no channel for
 dead."""
 AGAIN = "repeats.at(-1).act()"
+HIDE = """
+globalThis.isHidden = true;
+Object.defineProperty(document, "hidden", { get: () => isHidden });"""
+SHOW = "isHidden = false; document.dispatchEvent(new Event('visibilitychange'))"
 HEAR_LOADS = """async () => {
   const { live } = await import("/static/console/live.js");
   globalThis.loads = 0;
@@ -200,3 +204,17 @@ async def test_a_channel_that_brings_nothing_for_long_is_replaced():
             return page.evaluate("channels[0].readyState")
 
         assert await in_browser(look) == 2
+
+
+async def test_a_page_in_the_background_opens_no_channel_until_somebody_looks_at_it():
+    async with serving(api_key=API_KEY) as server:
+
+        def look(page: Any) -> list[int]:
+            page.add_init_script(WATCH + HIDE)
+            sign_in(page, server.url)
+            opened = [page.evaluate("channels.length")]
+            page.evaluate(SHOW)
+            page.wait_for_selector(".connection[data-state=open]")
+            return [*opened, page.evaluate("channels.length")]
+
+        assert await in_browser(look) == [0, 1]

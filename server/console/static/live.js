@@ -36,6 +36,7 @@ function become(now) {
 export function open() {
   if (source) return;
   become("connecting");
+  if (document.hidden) return; // it is opened when somebody looks
   source = new EventSource(address("events"));
   for (const kind of ["open", "news", "gap"]) source.addEventListener(kind, () => { heardAt = Date.now(); });
   source.addEventListener("open", () => become("open"));
@@ -52,7 +53,7 @@ export function open() {
 /** Opens again after an answer that was no channel, unless it was because nobody is signed in any more. */
 async function comeAgain() {
   await look().catch(() => {}); // who is not there cannot say
-  if (state === "closed" || !session.signed_in || source || document.hidden) return;
+  if (state === "closed" || !session.signed_in || source) return;
   clearTimeout(timer);
   timer = setTimeout(open, AGAIN_MS);
 }
