@@ -6,6 +6,7 @@ what changes all the time: whose turn it is, how loud it is, what it costs, how 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +28,8 @@ LOOK_EVERY_S = 1.0
 GATHER_S = 0.3
 """What happens within so long goes out together."""
 MAX_LOOKED_AT = 60
-"""Live calls of a process that are looked at each time, the newest; the others change when they
-tell of themselves."""
+"""Live calls of a process that are looked at each time: all in turn, and first those that nobody
+has looked at."""
 LEVEL_BYTES = 800
 """A tenth of a second of mu-law: what a meter shows."""
 LOUDEST = 127.0
@@ -46,6 +47,8 @@ class Live:
         self._journal = Journal()
         self._news = trio.Event()
         self._look_at = 0.0
+        self._looked_at: dict[str, float] = {}
+        """When each live call was looked at last."""
         self._unseen: set[str] = set()
         """Live calls that could not be looked at, each told of once."""
 
@@ -100,9 +103,12 @@ class Live:
                 await trio.sleep(GATHER_S)
 
     def _look(self, now: float) -> None:
-        calls = self._service.calls.register.live[-MAX_LOOKED_AT:]
-        self._unseen &= {call.call_sid for call in calls}
-        rows = [row for call in calls if (row := self._row(call, now)) is not None]
+        live = {call.call_sid: call for call in self._service.calls.register.live}
+        looked_at = {sid: self._looked_at.get(sid, -math.inf) for sid in live}
+        due = sorted(live, key=looked_at.__getitem__)[:MAX_LOOKED_AT]
+        self._looked_at = looked_at | dict.fromkeys(due, now)
+        self._unseen &= live.keys()
+        rows = [row for sid in due if (row := self._row(live[sid], now)) is not None]
         self._journal.write("load", now, load=self.load(), calls=rows)
 
     def _row(self, call: Call, now: float) -> list[Any] | None:

@@ -6,7 +6,8 @@ import json
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import h11
 import httpx2
@@ -26,6 +27,7 @@ from server.console.channel import (
 )
 from server.console.journal import MAX_BATCH, MAX_BYTES, MAX_NEWS, WATCHED_S, Batch, Journal
 from server.console.live import Live
+from server.service import Service
 from server.settings.settings import Settings
 from server.web.keys import hash_key
 from tests.support.access import SIMULATED
@@ -303,6 +305,28 @@ async def test_a_call_that_cannot_be_looked_at_keeps_no_other_from_sight(monkeyp
     assert [row[0] for row in both["calls"]] == [whole]
     told = [each["call_sid"] for each in logs if "not looked at" in each["event"]]
     assert told == [broken]
+
+
+def test_all_calls_of_a_process_are_looked_at_in_turn_and_new_ones_at_once(monkeypatch):
+    monkeypatch.setattr(live_module, "MAX_LOOKED_AT", 2)
+    monkeypatch.setattr(live_module, "_row", lambda call, now: [call.call_sid])
+    monkeypatch.setattr(Live, "load", lambda live: {})
+    calls = [SimpleNamespace(call_sid=sid) for sid in "ABCDE"]
+    register = SimpleNamespace(live=calls)
+    live = Live(cast(Service, SimpleNamespace(calls=SimpleNamespace(register=register))))
+    live._journal.watch(0.0)
+
+    def look(now: float) -> str:
+        live._look(now)
+        [news] = live._journal.since(live._journal.last - 1).news
+        return "".join(sid for [sid] in json.loads(news)["calls"])
+
+    in_turn = [look(1.0), look(2.0), look(3.0)]
+    del calls[1]
+    calls.append(SimpleNamespace(call_sid="F"))
+
+    assert in_turn == ["AB", "CD", "EA"]
+    assert [look(4.0), look(5.0)] == ["FC", "DA"]
 
 
 @pytest.mark.sockets
