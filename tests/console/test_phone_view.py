@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.sockets, pytest.mark.slow, needs_chromium]
 HELLO = Path(str(files("server").joinpath("speech", "caller-hello.wav")))
 LEVEL = "Number(document.querySelector('.phone .meter.agent').style.getPropertyValue('--level'))"
 PRESSED = "document.querySelector('[aria-pressed]').ariaPressed"
+LEAVE = "location.hash = '#/health'"
 LINES = "document.querySelectorAll('.story li').length"
 
 
@@ -150,3 +151,27 @@ async def test_a_call_that_is_made_when_its_view_was_left_is_not_shown_and_takes
             return goes_on, [url for url in shown if "/calls/BR" in url]
 
         assert await in_browser(look) == (True, [])
+
+
+@pytest.mark.parametrize("end", ["document.querySelector('.phone .danger').click()", LEAVE])
+async def test_another_language_ends_no_call_which_is_still_shown_and_ended(end):
+    async with serving(api_key=API_KEY) as server:
+
+        def look(page: Any) -> tuple[str, str, int]:
+            with_a_made_up_phone(page)
+            made = {"call_sid": "BR" + "0" * 32}
+            page.route("**/calls/browser", lambda route: route.fulfill(json=made))
+            sign_in(page, server.url, view="phone")
+            page.click("button.big.primary:enabled")
+            page.wait_for_selector("[data-state=talking]")
+            page.click("text=Mute")
+            page.select_option("select[aria-label=Language]", "es")
+            page.wait_for_selector("select[aria-label=Idioma]", state="attached")
+            page.wait_for_selector(".phone-state[data-state=talking]")
+            page.wait_for_selector(".below .problem:not(:empty)")  # of the call that there is not
+            seen = page.evaluate("phones[0].state"), page.evaluate(PRESSED)
+            page.evaluate(end)
+            until(page, "phones[0].state === 'over'")
+            return *seen, page.evaluate("phones.length")
+
+        assert await in_browser(look) == ("talking", "true", 1)

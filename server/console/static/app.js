@@ -10,7 +10,9 @@ const VIEWS = { now: "now", calls: "calls", call: "call", latency: "latency", ph
 const MENU = ["now", "calls", "latency", "phone", "health"];
 const LIGHTS = ["auto", "light", "dark"];
 const app = /** @type {HTMLElement} */ (document.getElementById("app"));
-let leave = () => {};
+/** @param {boolean} again whether the same view is drawn anew, as in another language */
+let leave = (again) => {};
+let drawn = "";
 let shown = 0;
 
 // What the reader likes is kept here; nothing of anybody else is.
@@ -91,14 +93,15 @@ function decoded(text) {
   try { return decodeURIComponent(text); } catch { return text; }
 }
 
-function leaveView() {
-  leave();
+/** @param {string} [next] the view that comes after it */
+function leaveView(next = "") {
+  leave(next === drawn);
   leave = () => {};
+  drawn = next;
 }
 
 async function drawView() {
   const mine = ++shown;
-  leaveView();
   const [, name = "", ...rest] = location.hash.split("/");
   const view = Object.hasOwn(VIEWS, name) ? name : "now";
   for (const link of app.querySelectorAll("nav a")) {
@@ -109,14 +112,15 @@ async function drawView() {
   document.title = `Offhook · ${t(`view.${view}`)}`; // never whose call it is
   const module = await import(`./${VIEWS[view]}.js`);
   if (mine !== shown || !main) return;
+  leaveView(view);
   const root = el("div", { class: `view view-${view}` });
   show(main, root);
   leave = module.show(root, decoded(rest.join("/"))) ?? (() => {});
 }
 
 function draw() {
-  leaveView();
   if (!session.signed_in) {
+    leaveView();
     main = null;
     close();
     drawSignIn();

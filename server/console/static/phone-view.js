@@ -7,6 +7,8 @@ import { t, word } from "./words.js";
 
 const MODULE = new URL("../phone.js", import.meta.url);
 const ON = new Set(["preparing", "ready", "connecting", "talking", "reconnecting"]);
+/** The newest call, which its view does not end where that is only drawn anew. @type {{phone: any, sid: string}|null} */
+let newest = null;
 
 /** @param {HTMLElement} root */
 export function show(root) {
@@ -14,42 +16,50 @@ export function show(root) {
   const said = problemLine();
   const agent = el("select", { id: "phone-agent" });
   const call = el("button", { class: "button primary big", disabled: true }, icon("phone"), t("phone.call"));
-  const end = el("button", { class: "button danger big", hidden: true }, t("now.hang-up"));
-  const mute = el("button", { class: "button", hidden: true, "aria-pressed": "false" }, t("phone.mute"));
+  const end = el("button", { class: "button danger big", hidden: true, on: { click: () => newest.phone.hangUp() } }, t("now.hang-up"));
+  const mute = el("button", { class: "button", hidden: true, on: { click: () => { newest.phone.mute(!newest.phone.muted); press(); } } }, t("phone.mute"));
   const heard = el("span", { class: "meter caller" }, el("i", {})), played = el("span", { class: "meter agent" }, el("i", {}));
   const below = el("div", { class: "below" });
-  let phone = null, leave = () => {}, gone = false;
+  const left = new AbortController(), { signal } = left;
+  let leave = () => {};
 
   const told = ({ state: now, reason }) => {
-    state.textContent = [word("phone", now), reason ? word("reason", reason) : ""].filter(Boolean).join(" · ");
+    state.textContent = [word("phone", now), word("reason", reason || null)].filter(Boolean).join(" · ");
     state.dataset.state = now;
     call.hidden = ON.has(now);
     end.hidden = mute.hidden = !ON.has(now);
   };
+  const press = () => mute.setAttribute("aria-pressed", String(newest.phone.muted));
+  const made = () => {
+    leave();
+    leave = newest.sid ? showCall(below, newest.sid, { inside: true }) : () => {};
+  };
+  /** Shows how the newest call does, whichever drawing of this view it was begun in. */
+  const attend = () => {
+    const acts = {
+      made, state: told,
+      level: (level) => { heard.style.setProperty("--level", String(level.heard)); played.style.setProperty("--level", String(level.played)); },
+      problem: ({ message }) => { said.textContent = message; },
+      say: ({ text }) => { said.textContent = text; },
+    };
+    for (const [kind, act] of Object.entries(acts)) newest.phone.addEventListener(kind, ({ detail }) => act(detail), { signal });
+    press();
+  };
   const begin = (Phone) => {
     call.disabled = !session.may_change;
     call.addEventListener("click", () => {
-      phone = new Phone({
+      const mine = newest = { sid: "", phone: new Phone({
         agent: agent.value || undefined,
         ask: async (wishes) => {
-          const made = await post("calls/browser", wishes);
-          leave();
-          leave = made.call_sid && !gone ? showCall(below, made.call_sid, { inside: true }) : () => {};
-          return made;
+          const answer = await post("calls/browser", wishes);
+          mine.sid = answer.call_sid;
+          mine.phone.dispatchEvent(new CustomEvent("made"));
+          return answer;
         },
-      });
+      }) };
       said.textContent = "";
-      mute.setAttribute("aria-pressed", "false"); // as every new telephone is
-      phone.addEventListener("state", ({ detail }) => told(detail));
-      phone.addEventListener("level", ({ detail }) => { heard.style.setProperty("--level", String(detail.heard)); played.style.setProperty("--level", String(detail.played)); });
-      phone.addEventListener("problem", ({ detail }) => { said.textContent = detail.message; });
-      phone.addEventListener("say", ({ detail }) => { said.textContent = detail.text; });
-      phone.call().catch((error) => { said.textContent = error.message; });
-    });
-    end.addEventListener("click", () => phone?.hangUp());
-    mute.addEventListener("click", () => {
-      phone.mute(!phone.muted);
-      mute.setAttribute("aria-pressed", String(phone.muted));
+      attend();
+      mine.phone.call().catch((error) => { said.textContent = error.message; });
     });
     if (!session.may_change) state.textContent = t("phone.only-look");
   };
@@ -59,8 +69,13 @@ export function show(root) {
       el("div", { class: "row" }, call, end, mute), el("div", { class: "levels wide", "aria-hidden": "true" }, heard, played), state, said),
     below);
   agents().then((names) => fill(agent, options(names)));
-  import(String(MODULE)).then(({ Phone }) => { if (!gone) begin(Phone); }, () => {
+  import(String(MODULE)).then(({ Phone }) => { if (!signal.aborted) begin(Phone); }, () => {
     fill(state, t("phone.missing"), " ", el("a", { href: String(address("phone")) }, "/phone"));
   });
-  return () => { gone = true; phone?.hangUp(); leave(); };
+  if (ON.has(newest?.phone.state)) {
+    attend();
+    told(newest.phone);
+    made();
+  }
+  return (again) => { left.abort(); leave(); if (!again) newest?.phone.hangUp(); };
 }
