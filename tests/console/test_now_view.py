@@ -218,3 +218,30 @@ async def test_a_page_in_the_background_opens_no_channel_until_somebody_looks_at
             return [*opened, page.evaluate("channels.length")]
 
         assert await in_browser(look) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("button", "path"), [("li.call button", "**/hang-up"), ("text=Drain", "**/drain")]
+)
+async def test_why_something_was_not_done_is_there_to_be_read_until_it_is_tried_again(button, path):
+    async with serving(api_key=API_KEY) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        await server.make_call(TALKS_ON)
+
+        def look(page: Any) -> list[str]:
+            answers = [
+                {"status": 404, "json": {"error": "no", "message": "It is not done."}},
+                {"json": {}},
+            ]
+            page.route(path, lambda route: route.fulfill(**answers.pop(0)))
+            sign_in(page, server.url)
+            seen = []
+            for said in ("It is not done.", ""):
+                page.click(button)
+                page.click("dialog button[value=yes]")
+                page.wait_for_selector("dialog", state="detached")
+                until(page, f"document.querySelector('main .problem')?.textContent === '{said}'")
+                seen.append(page.is_visible("main .problem"))
+            return seen
+
+        assert await in_browser(look) == [True, False]

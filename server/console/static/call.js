@@ -216,7 +216,9 @@ export function show(root, call_sid, { inside = false } = {}) {
 
   const hangUp = async () => {
     const yes = await ask(t("now.hang-up"), t("now.hang-up-ask", { number: "" }));
-    if (yes) await post(`${path}/hang-up`).catch((error) => { said.textContent = error.message; });
+    if (!yes) return;
+    said.textContent = "";
+    await post(`${path}/hang-up`).catch((error) => { said.textContent = error.message; });
   };
   const soon = ({ detail }) => {
     const sid = detail?.call_sid ?? detail?.call?.call_sid;

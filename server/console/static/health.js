@@ -76,6 +76,7 @@ export function show(root) {
     if (over) return;
     fill(list, found.flat().map(card));
     fill(more, undelivered(async (event) => {
+      said.textContent = "";
       await post(`events/${encodeURIComponent(event.id)}/replay`).catch((error) => { said.textContent = error.message; });
       read();
     }));

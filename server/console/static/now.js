@@ -112,18 +112,18 @@ export function show(root) {
   const each = el("div", {});
   const list = el("ul", { class: "live", "aria-label": t("now.live") });
   const empty = el("p", { class: "empty" }, t("now.nobody"));
-  const said = el("p", { class: "hidden", role: "status" });
+  const said = el("p", { class: "hidden", role: "status" }), problem = problemLine();
   /** @type {Map<string, {node: HTMLElement, update: () => void}>} */
   const rows = new Map();
 
-  const hangUp = async (call) => {
-    const yes = await ask(t("now.hang-up"), t("now.hang-up-ask", { number: call.number }));
-    if (yes) await post(`calls/${encodeURIComponent(call.call_sid)}/hang-up`).catch((error) => { said.textContent = error.message; });
+  /** Asks, and has the server do it; why it did not is there to be read until something else is tried. */
+  const order = async (what, question, path) => {
+    if (!await ask(what, question)) return;
+    problem.textContent = "";
+    await post(path).catch((error) => { problem.textContent = error.message; });
   };
-  const drain = async () => {
-    const yes = await ask(t("now.drain"), t("now.drain-ask"));
-    if (yes) await post("drain").catch((error) => { said.textContent = error.message; });
-  };
+  const hangUp = (call) => order(t("now.hang-up"), t("now.hang-up-ask", { number: call.number }), `calls/${encodeURIComponent(call.call_sid)}/hang-up`);
+  const drain = () => order(t("now.drain"), t("now.drain-ask"), "drain");
   const redraw = () => {
     for (const [sid, { node }] of rows) if (!calls.has(sid)) { node.remove(); rows.delete(sid); }
     const newest = [...calls.values()].sort((a, b) => b.created_at - a.created_at);
@@ -144,7 +144,7 @@ export function show(root) {
       session.may_change && el("div", { class: "row" },
         button("primary", placeForm, icon("plus"), t("now.place")),
         button("", drain, t("now.drain")))),
-    load, each, said, list, empty);
+    problem, load, each, said, list, empty);
   redraw();
   loaded();
   const left = new AbortController();
