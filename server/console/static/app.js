@@ -100,6 +100,12 @@ function leaveView(next = "") {
   drawn = next;
 }
 
+/** What is shown of a view whose module does not load: browsers remember that of a page until it is loaded anew. */
+function missing(root) {
+  show(root, el("p", { class: "problem", role: "alert" }, t("view.missing")),
+    button("primary", () => location.reload(), t("view.reload")));
+}
+
 async function drawView() {
   const mine = ++shown;
   const [, name = "", ...rest] = location.hash.split("/");
@@ -110,7 +116,7 @@ async function drawView() {
     else link.removeAttribute("aria-current");
   }
   document.title = `Offhook · ${t(`view.${view}`)}`; // never whose call it is
-  const module = await import(`./${VIEWS[view]}.js`);
+  const module = await import(`./${VIEWS[view]}.js`).catch(() => ({ show: missing }));
   if (mine !== shown || !main) return;
   leaveView(view);
   const root = el("div", { class: `view view-${view}` });

@@ -1,7 +1,7 @@
 // English. Names before a dot are of one kind: what a server says is looked up as "kind.word".
 
 export default {
-  "view.now": "Now", "view.calls": "Calls", "view.call": "Call", "view.latency": "Latency", "view.phone": "Phone", "view.health": "Health",
+  "view.now": "Now", "view.calls": "Calls", "view.call": "Call", "view.latency": "Latency", "view.phone": "Phone", "view.health": "Health", "view.missing": "This page could not be loaded.", "view.reload": "Load it again",
   menu: "Views", skip: "Skip to the content", language: "Language", light: "Light", "light.auto": "As the system", "light.light": "Light", "light.dark": "Dark",
   "sign.in": "Sign in", "sign.out": "Sign out", "sign.key": "API key", "sign.why": "See, hear and steer the calls of this server.", "sign.wrong": "There is no such key.",
   "only-look": "read only", "channel.connecting": "Connecting …", "channel.open": "Live", "channel.closed": "Not connected",

@@ -1,7 +1,7 @@
 // Español.
 
 export default {
-  "view.now": "Ahora", "view.calls": "Llamadas", "view.call": "Llamada", "view.latency": "Latencia", "view.phone": "Teléfono", "view.health": "Estado",
+  "view.now": "Ahora", "view.calls": "Llamadas", "view.call": "Llamada", "view.latency": "Latencia", "view.phone": "Teléfono", "view.health": "Estado", "view.missing": "No se pudo cargar esta página.", "view.reload": "Volver a cargar",
   menu: "Vistas", skip: "Ir al contenido", language: "Idioma", light: "Luz", "light.auto": "Como el sistema", "light.light": "Claro", "light.dark": "Oscuro",
   "sign.in": "Entrar", "sign.out": "Salir", "sign.key": "Clave de la API", "sign.why": "Ver, oír y dirigir las llamadas de este servidor.", "sign.wrong": "Esa clave no existe.",
   "only-look": "solo lectura", "channel.connecting": "Conectando …", "channel.open": "En vivo", "channel.closed": "Sin conexión",
