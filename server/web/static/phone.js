@@ -4,6 +4,7 @@
 const FRAME_MS = 20;
 const MOST_UNSENT_MS = 3_000; // then the network is gone, whatever the socket says
 const TICK_MS = 1_000; // as often as the server says that it is there
+const MOST_FULL_TICKS = 2; // running; a page that stood still has much to send at once, and gets rid of it
 const MOST_QUIET_TICKS = 4; // then it is not, or the way to it is gone
 const COMES_BACK_S = 9; // where the server's answer does not say it
 const ASK_MS = 4_000;
@@ -55,6 +56,8 @@ export class Phone extends EventTarget {
   #sid = "";
   #chunk = 0;
   #lostAt = 0;
+  #mostUnsent = Infinity; // bytes
+  #fullTicks = 0;
   #quietTicks = 0; // since something came
   #isTold = false; // whether who is at the socket's other end says that they are there
   #context = null;
@@ -235,7 +238,7 @@ export class Phone extends EventTarget {
     }
     this.#sid = newSid();
     this.#chunk = 0;
-    this.#quietTicks = 0;
+    this.#quietTicks = this.#fullTicks = 0;
     this.#isTold = false;
     const watch = setInterval(() => {
       if (socket !== this.#socket) clearInterval(watch);
@@ -261,6 +264,11 @@ export class Phone extends EventTarget {
 
   /** Ticks are counted and no time is measured: a page that slept has not listened meanwhile. */
   #tick(socket) {
+    this.#fullTicks = socket.bufferedAmount > this.#mostUnsent ? this.#fullTicks + 1 : 0;
+    if (this.#fullTicks === MOST_FULL_TICKS) {
+      this.#lose(socket);
+      return;
+    }
     if (socket.readyState === WebSocket.OPEN && !this.#isTold) return; // a server that does not say it
     this.#quietTicks += 1;
     if (this.#quietTicks >= MOST_QUIET_TICKS) this.#lose(socket);
@@ -300,14 +308,9 @@ export class Phone extends EventTarget {
     if (mark !== undefined) this.#send("mark", { name: mark });
     if (!frame) return;
     this.#tell("level", level);
-    const socket = this.#socket;
-    if (socket?.readyState !== WebSocket.OPEN) return;
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
     const payload = toBase64(frame);
-    const mostUnsent = (MOST_UNSENT_MS / FRAME_MS) * payload.length;
-    if (socket.bufferedAmount > mostUnsent) {
-      this.#lose(socket);
-      return;
-    }
+    this.#mostUnsent = (MOST_UNSENT_MS / FRAME_MS) * payload.length;
     this.#send("media", { chunk: String(this.#chunk + 1), timestamp: String(this.#chunk * FRAME_MS), payload });
     this.#chunk += 1;
   }
