@@ -21,6 +21,9 @@ LOADS = """async (live) => {
   news.dispatchEvent(new CustomEvent("load"));
 }"""
 IS_FOCUSED = "(what) => document.activeElement.matches(what)"
+GOES_ON = """(altKey) => document.body.dispatchEvent(new KeyboardEvent("keydown",
+  { key: "ArrowLeft", altKey, bubbles: true, cancelable: true }))"""
+"""Whether the browser has the key after all modules have seen it."""
 LINES = "document.querySelectorAll('.story li').length"
 
 
@@ -74,7 +77,7 @@ async def test_a_live_call_that_goes_on_takes_the_focus_from_no_button():
             page.goto(f"{server.url}/console#/call/{call_sid}")
             page.wait_for_selector("[data-drawn=live]")
             seen = []
-            for focus in (".danger", "summary", ".story li:first-child button"):
+            for focus in (".danger", "summary", ".story li:first-child button", ".tl-mark"):
                 page.focus(focus)
                 if focus == "summary":
                     page.keyboard.press("Enter")
@@ -83,4 +86,18 @@ async def test_a_live_call_that_goes_on_takes_the_focus_from_no_button():
                 seen.append(page.evaluate(IS_FOCUSED, focus))
             return seen
 
-        assert await in_browser(look) == [True] * 3
+        assert await in_browser(look) == [True] * 4
+
+
+async def test_an_arrow_key_moves_in_a_call_and_with_alt_it_is_the_browsers():
+    async with serving(api_key=API_KEY) as server:
+        server.http.headers["Authorization"] = f"Bearer {API_KEY}"
+        call_sid = (await server.make_call(TALKS_ON)).json()["call_sid"]
+
+        def look(page: Any) -> list[bool]:
+            sign_in(page, server.url)
+            page.goto(f"{server.url}/console#/call/{call_sid}")
+            page.wait_for_selector("[data-drawn=live]")
+            return [page.evaluate(GOES_ON, alt) for alt in (False, True)]
+
+        assert await in_browser(look) == [False, True]

@@ -232,7 +232,7 @@ export function show(root, call_sid, { inside = false } = {}) {
       " ": () => player?.toggle(), ArrowLeft: () => seek(line.cursor_s - STEP_S), ArrowRight: () => seek(line.cursor_s + STEP_S),
       Home: () => seek(0), "+": () => line.zoom(2), "-": () => line.zoom(0.5), 0: () => line.fit(),
     };
-    if (event.key in acts && !event.ctrlKey && !event.metaKey) { event.preventDefault(); acts[event.key](); }
+    if (event.key in acts && !event.ctrlKey && !event.metaKey && !event.altKey) { event.preventDefault(); acts[event.key](); }
   };
   fill(root, head, said, known, el("section", { class: "card stage", "aria-label": t("one.timeline") }, bar, canvas), rest);
   read();

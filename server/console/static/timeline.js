@@ -219,7 +219,9 @@ export class Timeline {
       const mark = el("button", { class: `tl-mark ${kind}`, "data-from": from.toFixed(3), title: label, "aria-label": label, on: { click: () => this.#seek(from) } }, el("span", {}, kind === "tool" ? line.name ?? name : name));
       nodes.push(mark);
     }
+    const focused = this.#layer.querySelector(":focus")?.ariaLabel;
     show(this.#layer, nodes);
+    if (focused) nodes.find((node) => node.ariaLabel === focused)?.focus({ preventScroll: true });
   }
 
   #lay() {
