@@ -245,3 +245,22 @@ async def test_why_something_was_not_done_is_there_to_be_read_until_it_is_tried_
             return seen
 
         assert await in_browser(look) == [True, False]
+
+
+async def test_one_form_places_a_call_and_is_there_before_the_agents_are(tmp_path):
+    (tmp_path / "orders.toml").write_text('name = "orders"\n')
+    async with serving(api_key=API_KEY, agents=tmp_path) as server:
+
+        def look(page: Any) -> tuple[int, int, str]:
+            held: list[Any] = []
+            page.route("**/agents", lambda route: held.append(route))
+            sign_in(page, server.url)
+            page.dblclick("text=Place a call")
+            page.fill("#place-number", "+1500")
+            asked = len(held)
+            for route in held:
+                route.continue_()
+            page.select_option("#place-agent", "orders")
+            return asked, page.locator("dialog").count(), page.input_value("#place-number")
+
+        assert await in_browser(look) == (1, 1, "+1500")

@@ -71,20 +71,22 @@ function row(call, hangUp) {
   return { node, update };
 }
 
-async function placeForm() {
-  const names = await agents();
+function placeForm() {
   const problem = problemLine();
   const to = el("input", { id: "place-number", type: "tel", required: true, placeholder: "+15005550006", autocomplete: "off" });
-  const agent = el("select", { id: "place-agent" }, options(names));
+  const agent = el("select", { id: "place-agent" });
   const greeting = el("textarea", { id: "place-greeting", rows: "2", maxlength: "4000" });
   const field = (id, label, input) => el("p", { class: "field" }, el("label", { for: id }, label), input);
+  const which = field("place-agent", t("agent"), agent);
+  which.hidden = true; // until there is a choice
+  agents().then((names) => { fill(agent, options(names)); which.hidden = names.length < 2; });
   const place = async (event) => {
     event.preventDefault();
     problem.textContent = "";
     call.disabled = true;
     try {
       const body = { destination_number: to.value };
-      if (names.length > 1) Object.assign(body, { agent: agent.value });
+      if (!which.hidden) Object.assign(body, { agent: agent.value });
       if (greeting.value.trim()) Object.assign(body, { greeting: greeting.value.trim() });
       await post("make-call", body);
       dialog.close();
@@ -98,8 +100,7 @@ async function placeForm() {
     el("form", { on: { submit: place } },
       el("h2", { id: "place-title" }, t("now.place")),
       field("place-number", t("now.number"), to),
-      names.length > 1 && field("place-agent", t("agent"), agent),
-      field("place-greeting", t("now.greeting"), greeting), problem,
+      which, field("place-greeting", t("now.greeting"), greeting), problem,
       el("div", { class: "row end" },
         el("button", { class: "button", type: "button", on: { click: () => dialog.close() } }, t("cancel")), call)));
   document.body.append(dialog);
