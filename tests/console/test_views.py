@@ -28,3 +28,17 @@ async def test_a_view_that_cannot_be_loaded_says_so_and_is_loaded_by_a_button():
             return said, page.inner_text(".view-latency h1")
 
         assert await in_browser(look) == ("This page could not be loaded.", "Latency")
+
+
+async def test_a_language_that_cannot_be_loaded_leaves_the_page_in_english():
+    async with serving(api_key=API_KEY) as server:
+
+        def look(page: Any) -> tuple[str, str]:
+            page.route("**/es.js", lambda route: route.fulfill(status=404))
+            sign_in(page, server.url)
+            return page.inner_text("nav"), page.evaluate("document.documentElement.lang")
+
+        words, language = await in_browser(look, locale="es-VE")
+
+    assert "Calls" in words
+    assert language == "en"

@@ -24,9 +24,9 @@ export const languages = Object.entries(LANGUAGES);
 export async function speak(wanted) {
   const asked = [wanted, ...navigator.languages].map((each) => each?.slice(0, 2).toLowerCase());
   const found = asked.find((each) => each !== undefined && each in LANGUAGES) ?? "en";
-  words = found === "en" ? en : (await import(`./${found}.js`)).default;
-  language = found;
-  document.documentElement.lang = found;
+  const other = found !== "en" && await import(`./${found}.js`).catch(() => 0);
+  [words, language] = other ? [other.default, found] : [en, "en"];
+  document.documentElement.lang = language;
 }
 
 const locale = () => navigator.languages.find((each) => each.startsWith(language)) ?? language;
