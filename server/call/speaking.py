@@ -206,8 +206,12 @@ class Speaking:
             c.notes.note("interruption not believed", turn=turn)
             heard_until = c.playout.audible_until(received_at)
             c.turns.agent_cut_for_nothing(turn, received_at, heard_until=heard_until)
-        elif self._playing.cut(turn, received_at, by="model") and not spoke:
-            c.turns.agent_cut_for_nothing(turn, received_at)
+        elif self._playing.cut(turn, received_at, by="model"):
+            if spoke:
+                # Too little to demand an answer over the agent; but now nobody speaks any more.
+                c.turns.agent_cut(turn, owed_from=received_at)
+            else:
+                c.turns.agent_cut_for_nothing(turn, received_at)
 
     def _reconnected(self, news: Reconnected) -> None:
         c, notes = self._conversation, self._conversation.notes

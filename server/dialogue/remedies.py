@@ -11,6 +11,10 @@ BELIEVED_S = 12.0
 """Speech of which nothing but a detector tells: no transcript, no interruption, no answer."""
 AUDIBLE_S = 0.1
 """Audible agent audio that counts as an answer: a word is longer, a click is not."""
+QUIET_TURN_S = 0.3
+"""A turn with this much audio of which nothing is audible was near-silent, not empty."""
+SLOW_TURNS = 2
+"""Slow turns in a row after which another connection is worth its while."""
 SLOW_SHARE = 0.1
 SLOW_S = 0.4
 """A turn whose gaps are longer than both this and that share of it came slower than real time."""
@@ -152,6 +156,11 @@ class AgentTurn:
     def is_audible(self) -> bool:
         """Whether enough of it can be heard to be an answer."""
         return self.audible_s - self.audible_before_s >= AUDIBLE_S
+
+    @property
+    def why_unheard(self) -> Fault:
+        """What was wrong with it, where nothing of it can be heard."""
+        return Fault.QUIET_TURN if self.audio_s >= QUIET_TURN_S else Fault.EMPTY_TURN
 
     @property
     def is_broken_off(self) -> bool:

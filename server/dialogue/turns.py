@@ -18,6 +18,7 @@ from server.dialogue.remedies import (
     LADDER,
     NEVER,
     QUESTION_MARKS,
+    SLOW_TURNS,
     AgentTurn,
     AskIfThere,
     Awaited,
@@ -35,10 +36,6 @@ from server.dialogue.time_left import TimeLeft
 CONNECTION_LOST = "CONNECTION_LOST"
 """Our own reason for the end of a turn of which no more will come."""
 
-QUIET_TURN_S = 0.3
-"""A turn with this much audio of which nothing is audible was near-silent, not empty."""
-SLOW_TURNS = 2
-"""Slow turns in a row after which another connection is worth its while."""
 SHORTEST_ANSWERABLE_S = 0.2
 """Speech of a caller's turn that demands an answer: "yes" has a quarter of a second."""
 SPOKEN_OVER_S = 1.0
@@ -296,8 +293,7 @@ class Turns:
             if self._may_be_said and reason is None:
                 self._settle()
             elif self._awaited is not None:
-                quiet = agent_turn.audio_s >= QUIET_TURN_S
-                self._fault = Fault.QUIET_TURN if quiet else Fault.EMPTY_TURN
+                self._fault = agent_turn.why_unheard
             return
         slow = agent_turn.was_slow(starved_s)
         self._slow_turns = self._slow_turns + 1 if slow else 0
@@ -327,7 +323,7 @@ class Turns:
         if self._awaited is not None and self._fault is None:
             self._expect(self._awaited, now, self.patience.reply_timeout_s)
 
-    def agent_cut(self, turn: int, *, starved_s: float = 0.0) -> None:
+    def agent_cut(self, turn: int, *, starved_s: float = 0.0, owed_from: float = NEVER) -> None:
         """The caller has interrupted this turn.
 
         Args:
@@ -335,6 +331,8 @@ class Turns:
             starved_s: How long it had left the caller in silence, because it came too slowly.
                 Whoever hears nothing in the middle of a sentence takes it for the end and speaks,
                 so slow turns are those that are not heard to their ends.
+            owed_from: From when on they are owed an answer, however little they said; NEVER where
+                that is told by what they say.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
         if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
@@ -343,6 +341,8 @@ class Turns:
             self._turn.over = True
             if self._awaited is Awaited.CONTINUATION:
                 self._settle()
+        if owed_from < NEVER and self._awaited is None:
+            self.ask(Awaited.ANSWER, owed_from)
 
     def agent_cut_for_nothing(
         self, turn: int, now: float, *, heard_until: float | None = None
