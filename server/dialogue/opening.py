@@ -32,7 +32,7 @@ class Opening:
     Args:
         greets: Whether the agent speaks first at all; if not, nothing is held and nothing waits.
         when: At once, or after the caller's first word.
-        deadline_s: How long it waits for that word, after the answer.
+        deadline_s: How long it waits for that word to begin, after the answer.
         protect_s: From the first sound of the greeting, how long any speech of the caller's is
             held; 0 holds nothing.
         hello_s: Speech that goes on for longer is no mere hello.
@@ -82,6 +82,9 @@ class Opening:
     def speech_started(self, at: float) -> None:
         """The caller has begun to speak."""
         self._speaking_since = at
+        waits = self._when is GreetingWhen.AFTER_CALLER and not self._began
+        if waits and at <= self.plays_at < NEVER:
+            self.plays_at = at + LONGEST_HOLD_S  # or as soon as they have ended
         if at > self.open_until:
             self.holding = False  # more than a hello: they have something to say
         self._speech_held = True

@@ -247,6 +247,19 @@ async def test_an_agent_that_speaks_after_the_caller_waits_for_their_first_word(
     assert not agent_turns(rig)[0]["cut"]
 
 
+async def test_an_agent_that_speaks_after_the_caller_lets_them_finish(autojump_clock):
+    callee = PhoneScript("late", (Wait(1.7), Say("hello", break_off_s=0.5), *LISTEN, HangUp()))
+    async with calling(
+        callee=callee, greeting_when=GreetingWhen.AFTER_CALLER, greeting_deadline_s=2.0
+    ) as rig:
+        await rig.over()
+
+    hello_ended_s = rig.phone.utterances[0].ended_s
+    assert rig.phone.first_sound_s is not None
+    assert 2.0 < hello_ended_s < rig.phone.first_sound_s < hello_ended_s + 0.8
+    assert not agent_turns(rig)[0]["cut"]
+
+
 async def test_it_does_not_wait_for_ever(autojump_clock):
     async with calling(
         callee="talks", greeting_when=GreetingWhen.AFTER_CALLER, greeting_deadline_s=2.0

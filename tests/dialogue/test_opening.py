@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.dialogue.opening import GreetingWhen, Opening
+from server.dialogue.opening import LONGEST_HOLD_S, GreetingWhen, Opening
 
 FRAME = bytes(range(160))
 SILENT = b"\xff" * 160
@@ -121,3 +121,35 @@ def test_after_the_caller_means_after_their_first_word_or_the_deadline():
 
 def test_an_agent_that_does_not_greet_may_be_heard_whenever_it_speaks():
     assert Opening(greets=False).plays_at < 0
+
+
+def test_who_has_begun_their_first_word_before_the_deadline_is_let_finish():
+    opening = Opening(greets=True, when=GreetingWhen.AFTER_CALLER, deadline_s=3.0)
+    opening.answered(10.0)
+    opening.speech_started(12.5)
+    speaking = opening.plays_at
+    opening.speech_ended(14.6)
+
+    assert speaking == 12.5 + LONGEST_HOLD_S
+    assert opening.plays_at == 14.6
+
+
+@pytest.mark.parametrize("when", GreetingWhen)
+def test_speech_puts_off_no_greeting_that_is_due_or_waits_for_nobody(when):
+    opening = Opening(greets=True, when=when, deadline_s=3.0)
+    opening.speech_started(9.0)
+    opening.answered(10.0)
+    due = opening.plays_at
+    opening.speech_started(due + 0.1)
+
+    assert opening.plays_at == due
+    assert due == (13.0 if when is GreetingWhen.AFTER_CALLER else 10.0)
+
+
+def test_speech_puts_off_no_greeting_that_has_begun():
+    opening = Opening(greets=True, when=GreetingWhen.AFTER_CALLER, deadline_s=3.0)
+    opening.answered(10.0)
+    opening.greeting_began(13.0)
+    opening.speech_started(13.0)
+
+    assert opening.plays_at == 13.0
