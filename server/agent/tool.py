@@ -92,7 +92,7 @@ class LiveCall(Protocol):
         ...
 
     def report_voicemail(self) -> bool:
-        """A machine has picked up; False if nothing is done about that on this call."""
+        """A machine has picked up; False if nothing is done about that (any more) on this call."""
         ...
 
     def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:

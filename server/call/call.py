@@ -368,8 +368,10 @@ class Call:
         return self.conversation.notes.fill_outcome(values)
 
     def report_voicemail(self) -> bool:
-        """The model says that a machine has; False if this call does nothing about machines."""
-        if self._machine is None:
+        """The model says that a machine has picked up; False if nothing is done about that (any
+        more): it is clear already who has.
+        """
+        if self._machine is None or self._machine.is_over:
             return False
         self._machine.told()
         return True

@@ -233,6 +233,19 @@ async def test_a_model_that_has_understood_the_announcement_owes_it_no_answer(
     assert await taken.silent_for(QUIET_S + 0.1) is EndReason.VOICEMAIL
 
 
+async def test_a_model_that_tells_of_a_machine_where_a_person_was_found_learns_that_nothing_is_done(
+    autojump_clock, taken
+):
+    await taken.begin(taken.nursery)
+    taken.is_called_a_machine()
+    before = taken.call.conversation.passing.path.caller_passes
+    await taken.hears(load_speech("question") + SILENCE * round(0.8 / FRAME_S) * FRAME_BYTES)
+
+    assert "a person after all" in taken.noted
+    assert taken.call.report_voicemail() is False
+    assert taken.call.conversation.passing.path.caller_passes == before
+
+
 # ------------------------------------------------------------------------------------------
 # A message, while the model's connection comes and goes
 
