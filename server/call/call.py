@@ -216,7 +216,7 @@ class Call:
                 self._time_limit.deadline = ends_at
             first_words = first_words_of(c, state)
         self._recorded_before = () if state is None else state.recorded_at_s
-        self._watch = Watch(c, self.hearing.telling, self.farewell, first_words)
+        self._watch = Watch(c, self.hearing.telling, self.farewell, self._machine, first_words)
         standing = None if state is None else standing_of(state)
         c.session = model.new_session(briefed(agent), c, speaking.take_event, standing)
         c.session.join(c.passing.relay)

@@ -48,6 +48,13 @@ class Machine:
         """Whether the model has said that it is a machine."""
         return self._signs.was_told
 
+    @property
+    def silent_until(self) -> float:
+        """Until when no word of the agent's is expected: the model has said that it is a machine,
+        was told to be silent, and it is not decided yet. -NEVER if one is.
+        """
+        return -NEVER if self.is_over else self._signs.told_until
+
     def listens(self, now: float) -> bool:
         """Whether caller audio has to be heard here, for the beep."""
         return not self.is_over and self._signs.listens(now)

@@ -15,6 +15,7 @@ from server.agent.agent import Agent
 from server.call.conversation import Conversation, Stage
 from server.call.farewell import Farewell
 from server.call.hearing import Telling
+from server.call.machine import Machine
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import (
     NEVER,
@@ -61,6 +62,7 @@ class Watch:
         conversation: The call.
         telling: Tells the model of the caller's turns, where it has to be told.
         farewell: How it ends politely.
+        machine: May find that a machine has the call; None if nothing is done about machines.
         first_words: What the model is told first in a call that goes on, empty for nothing; None
             to have it greet.
     """
@@ -70,11 +72,13 @@ class Watch:
         conversation: Conversation,
         telling: Telling,
         farewell: Farewell,
+        machine: Machine | None,
         first_words: str | None = None,
     ) -> None:
         self._conversation = conversation
         self._telling = telling
         self._farewell = farewell
+        self._machine = machine
         self._first_words = first_words
 
     async def run(self) -> None:
@@ -103,6 +107,9 @@ class Watch:
                 await self._see_goodbye_whole(changed)
             elif not c.is_talk:
                 await changed.wait()
+            elif self._machine is not None and now < self._machine.silent_until:
+                with trio.move_on_at(self._machine.silent_until):
+                    await changed.wait()
             elif (decision := self._decide(now, agent_until)) is not None:
                 await self._carry_out(decision)
             else:

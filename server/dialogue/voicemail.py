@@ -248,6 +248,15 @@ class AnsweringMachine:
         return self._told_at is not None
 
     @property
+    def told_until(self) -> float:
+        """Until when the model, which has said so, waits in silence for the decision; -NEVER if it
+        does not wait for any.
+        """
+        if self._told_at is None or self._settled:
+            return -NEVER
+        return self._told_at + self.LISTENS_S
+
+    @property
     def _sign_at(self) -> float | None:
         signs = [at for at in (self._said_at, self._told_at) if at is not None]
         return min(signs) if signs else None

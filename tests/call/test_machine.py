@@ -8,8 +8,10 @@ from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Frame, Opcode
 
 import codec
+from codec.ear import SpeechStarted
 from codec.line import FRAME_BYTES, FRAME_S, SILENCE
 from codec.path import WebSocket
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.agent.tool import tool
 from server.call.conversation import Stage
@@ -231,6 +233,38 @@ async def test_a_model_that_has_understood_the_announcement_owes_it_no_answer(
     taken.call.report_voicemail()
 
     assert await taken.silent_for(QUIET_S + 0.1) is EndReason.VOICEMAIL
+
+
+async def test_a_model_that_is_silent_after_the_announcement_is_asked_for_the_message_only(
+    autojump_clock, nursery
+):
+    taken = Taken(nursery, voicemail=VoicemailPolicy.LEAVE_MESSAGE)
+    await taken.is_asked_by_what_is_called_a_machine()
+    taken.call.report_voicemail()
+    taken.session.event(TurnComplete(1, None))
+    for _ in range(4):  # the announcement goes on, for longer than an answer may take
+        await taken.hears(load_speech("question") + SILENCE * round(0.8 / FRAME_S) * FRAME_BYTES)
+    before = list(taken.session.texts)
+    await taken.hears(BEEP + SILENCE * 5 * FRAME_BYTES)
+    texts = [text for _, text in taken.session.texts]
+    taken.call.end(EndReason.HUNG_UP)
+
+    assert (before, texts) == ([], [phrases.leave_message("")])
+
+
+async def test_a_model_is_asked_to_speak_again_where_nothing_decides_that_it_is_a_machine(
+    autojump_clock, taken
+):
+    await taken.begin(taken.nursery)
+    await taken.hears(load_speech("question") + SILENCE * round(0.8 / FRAME_S) * FRAME_BYTES)
+    taken.call.report_voicemail()
+    taken.call.conversation.ear.on_found((SpeechStarted(trio.current_time()),))
+    await taken.silent_for(AnsweringMachine.LISTENS_S - 0.1)
+    before = list(taken.session.texts)
+    await taken.silent_for(0.2)
+
+    assert before == []
+    assert [text for _, text in taken.session.texts] == [phrases.NUDGE_TO_ANSWER]
 
 
 async def test_a_model_that_tells_of_a_machine_where_a_person_was_found_learns_that_nothing_is_done(
