@@ -132,6 +132,9 @@ class Speaking:
                 c.playout.interrupt(turn, received_at)
             c.playout.push(self._encoder.encode(pcm), turn, to_nobody=True)
             return
+        if turn > c.agent_turn > c.finished_turn:
+            # Of a turn that the model has broken off, and that is heard all the same, no end came.
+            self._finish_turn(c.agent_turn)
         if turn != c.agent_turn:
             # A new sentence owes nothing to the filter's memory of a turn that was cut.
             c.agent_turn = turn

@@ -99,3 +99,22 @@ async def test_an_answer_to_an_interruption_is_asked_for_of_no_model_that_gives_
     call.session.event(TurnComplete(2, None))
 
     assert await call.texts_after(9.0) == []
+
+
+@pytest.mark.parametrize("call", [BargeInMode.LOCAL], indirect=True)
+async def test_a_turn_that_is_broken_off_for_nobody_is_over_when_the_next_has_begun(
+    autojump_clock, call
+):
+    call.audio(SECOND_PCM * 2, turn=1)
+    await trio.sleep(0.5)
+    call.session.event(Interrupted(1, trio.current_time()))  # and no more is told of it
+    await trio.sleep(3.0)
+    call.audio(SECOND_PCM, turn=2)
+    call.session.event(TurnComplete(2, None))
+    await trio.sleep(1.1)
+    call.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert "interruption not believed" in call.noted
+    assert "barge-in" not in call.noted
+    assert call.call.conversation.is_heard_out
