@@ -107,6 +107,19 @@ class RecordingBody(TrioFileBody):
             function, abandon_on_cancel=True, limiter=self._threads
         )
 
+    async def make_conditional(
+        self, begin: int, end: int | None, max_partial_size: int | None = None
+    ) -> int:
+        """Cut the answer to a range of what there is: a negative begin counts from the end.
+
+        Raises:
+            RequestedRangeNotSatisfiable: None of the range is there.
+        """
+        if begin < 0:
+            begin = max(0, self.size + begin)
+        end = self.size if end is None else min(end, self.size)
+        return await super().make_conditional(begin, end, max_partial_size)
+
     def _open(self) -> None:
         self._opened = self._path.open("rb")
         if self.begin:
@@ -393,8 +406,11 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         part, recordings, body = request.args.get("part", "1"), service.recordings, None
 
         def find(recordings: Recordings) -> RecordingBody | None:
-            path = recordings.path(call_sid, int(part))
-            return None if path is None else RecordingBody(path, recordings.reading)
+            try:
+                path = recordings.path(call_sid, int(part))
+                return None if path is None else RecordingBody(path, recordings.reading)
+            except FileNotFoundError:  # it was old, and has just been deleted
+                return None
 
         if recordings is not None and part in PARTS:
             body = await trio.to_thread.run_sync(

@@ -13,6 +13,7 @@ from array import array
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 import trio
 from hypothesis import given
@@ -717,6 +718,82 @@ async def test_a_recording_is_fetched_whole_or_in_part_with_the_key(tmp_path, fa
     assert part.content == content[44:1044]
     assert beyond.status_code == 416
     assert none.status_code == 404
+
+
+@asynccontextmanager
+async def fetching(directory: Path):
+    """A recording of a thousand bytes, and what asks a server for a range of it."""
+    path = directory / f"{SID}.wav"
+    path.write_bytes(bytes(index % 251 for index in range(1000)))
+    async with serving(recordings_dir=directory) as server:
+
+        async def fetch(wanted: str) -> httpx2.Response:
+            return await server.http.get(f"/calls/{SID}/recording", headers={"Range": wanted})
+
+        with trio.fail_after(60):
+            yield path, fetch
+
+
+async def test_a_range_of_a_recording_ends_where_the_recording_does(tmp_path):
+    ranges = {
+        "bytes=0-1048575": (0, 999),  # a player asks for so much, however much there is
+        "bytes=900-1000": (900, 999),
+        "bytes=900-": (900, 999),
+        "bytes=999-5000": (999, 999),
+        "bytes=-500": (500, 999),
+        "bytes=-1000": (0, 999),
+        "bytes=-5000": (0, 999),  # RFC 9110, 14.1.2: then all of it is meant
+        "bytes=44-99": (44, 99),
+    }
+    async with fetching(tmp_path) as (path, fetch):
+        answers = {wanted: await fetch(wanted) for wanted in ranges}
+    content = path.read_bytes()
+
+    for wanted, (first, last) in ranges.items():
+        answer = answers[wanted]
+        assert answer.status_code == 206, wanted
+        assert answer.headers["Content-Range"] == f"bytes {first}-{last}/1000", wanted
+        assert answer.content == content[first : last + 1], wanted
+
+
+async def test_a_range_that_is_not_there_or_cannot_be_read_is_refused(tmp_path):
+    beyond = ["bytes=1000-66535", "bytes=1000-", "bytes=2000-2001"]
+    unreadable = ["bytes=0-1,5-6", "bytes=-0", "bytes=x-", "bytes=5-2", "pages=1-2", "-"]
+    async with fetching(tmp_path) as (path, fetch):
+        refused = {wanted: (await fetch(wanted)).status_code for wanted in beyond + unreadable}
+        path.write_bytes(b"")
+        empty = await fetch("bytes=-500")  # there is no range of nothing: all of it
+
+    assert set(refused.values()) == {416}, refused
+    assert (empty.status_code, empty.content) == (200, b"")
+
+
+async def test_a_range_of_a_recording_that_grows_or_goes_is_of_what_there_was(
+    tmp_path, monkeypatch
+):
+    open_it, find = RecordingBody._open, Recordings.path
+
+    def grow_first(body: RecordingBody) -> None:
+        with path.open("ab") as file:
+            file.write(bytes(500))
+        open_it(body)
+
+    def delete_then(*whose: object) -> Path | None:
+        found = find(*whose)
+        path.unlink()
+        return found
+
+    async with fetching(tmp_path) as (path, fetch):
+        monkeypatch.setattr(RecordingBody, "_open", grow_first)
+        grown = [await fetch(wanted) for wanted in ("bytes=900-5000", "bytes=-100")]
+        monkeypatch.setattr(Recordings, "path", delete_then)
+        gone = await fetch("bytes=0-")
+
+    assert [answer.status_code for answer in grown] == [206, 206]
+    ranges = [answer.headers["Content-Range"] for answer in grown]
+    assert ranges == ["bytes 900-999/1000", "bytes 1400-1499/1500"]
+    assert [len(answer.content) for answer in grown] == [100, 100]
+    assert gone.status_code == 404
 
 
 async def test_without_a_directory_nothing_is_recorded(fast_clock):
