@@ -60,6 +60,9 @@ LAST_RETRY_S = (0.1, 1.0)
 WRITE_TIMEOUT_S = 60.0
 """How long what is written or deleted at once may take: a database that hangs, be it one of a
 network that is there, says nothing. Its statements have 10 s, and a batch has few."""
+READ_TIMEOUT_S = 12.0
+"""How long what is read, or done with the outbox, may take, and wait for those before it: a little
+more than a statement has, so that a database which only is slow says itself that it was."""
 REQUEST_TIMEOUT_S = 1.0
 """How long a request with an ``Idempotency-Key`` may wait for the database, each time."""
 SWEEP_EVERY_S = 3_600.0
@@ -178,6 +181,8 @@ class Records:
 
     async def with_outbox(self, function: Callable[[Outbox], T]) -> T:
         """Do something with the outbox, in a thread.
+
+        Where the database does not answer in time it may yet be done.
 
         Raises:
             RecordsUnavailable: The database does not answer.
@@ -567,9 +572,14 @@ class Records:
         may_hang = self._database.is_shared
         # A thread that is abandoned keeps its place until the database goes on; it may then write
         # what was put aside meanwhile. Who takes that up sees it: events by ids, records by when;
-        # and so does the thread, should that have been taken up before.
-        is_timed = may_hang and limiter is self._writing
-        with trio.move_on_after(WRITE_TIMEOUT_S if is_timed else math.inf):
+        # and so does the thread, should that have been taken up before. What was done with the
+        # outbox may be done once more, and what is leased to nobody is free after its lease.
+        limits_s = {
+            self._writing: WRITE_TIMEOUT_S,
+            self._reading: READ_TIMEOUT_S,
+            self._sending: READ_TIMEOUT_S,
+        }
+        with trio.move_on_after(limits_s.get(limiter, math.inf) if may_hang else math.inf):
             return await trio.to_thread.run_sync(
                 self._database.use, function, abandon_on_cancel=may_hang, limiter=limiter
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -407,6 +408,7 @@ class Register:
         wanted: Wanted | None = None,
         *,
         with_outcome: bool = False,
+        patience_s: float = math.inf,
     ) -> Page:
         """Summaries of calls, live ones among them, newest first.
 
@@ -415,6 +417,7 @@ class Register:
             before: Where the page before this one ended; None for the first.
             wanted: Which of them; None for all.
             with_outcome: Only calls that have ended, and what they have brought.
+            patience_s: How long the database may take; without it the page is not complete.
         """
         # Memory first: what is written to the database meanwhile is then seen at least once.
         asks_cost = wanted is not None and wanted.asks_cost  # which summaries do not say
@@ -427,10 +430,10 @@ class Register:
         kept, is_complete, more = [], True, False
         if self._records is not None and not (wanted is not None and wanted.is_live):
             ours = {row["call_sid"]: row for row in self._records.unsaved(*details)} | ours
-            try:
+            is_complete = False
+            with trio.move_on_after(patience_s), suppress(RecordsUnavailable):
                 kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)
-            except RecordsUnavailable:
-                is_complete = False
+                is_complete = True
             more = len(kept) == limit
         # What the database has was asked of it; of a call that we know, our word counts.
         after = [row for row in kept if row["call_sid"] not in ours] + [

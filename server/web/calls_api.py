@@ -23,7 +23,7 @@ from quart_trio.wrappers.response import TrioFileBody
 
 from server.agent.agent import Agent
 from server.agent.roster.agents import NewCall, VariablesWrong, filled, wanted_by
-from server.cluster.passing_on import FINAL, WorkerLost
+from server.cluster.passing_on import FINAL, PASSED_ON, WorkerLost
 from server.cluster.registry import Holding, RegistryAway
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, CarrierError, ConfigurationError, ServerError
@@ -62,6 +62,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SHORT_PAGE = 100
 """Rows that take no longer to write than calls may wait."""
+DATABASE_S, DATABASE_ASKED_S = 5.0, 1.5
+"""For the database to give a page of a list, which has an answer without it; and where another
+process asks for the list, which waits for live calls hardly longer (``LIST_TIMEOUT_S``)."""
 PARTS = frozenset(map(str, range(1, 100)))
 """Of a recording: each process that has had the call makes its own."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -358,7 +361,10 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
     async def list_calls(query_args: ListCalls) -> Any:
         """Calls, live and ended, newest first; ``next`` is the next page's ``before``."""
         page = await service.calls.register.page(
-            query_args.limit, query_args.cursor, query_args.wanted
+            query_args.limit,
+            query_args.cursor,
+            query_args.wanted,
+            patience_s=DATABASE_ASKED_S if PASSED_ON in request.scope else DATABASE_S,
         )
         answers, are_all = await elsewhere.of_all_machines()
         join = partial(_joined, page, answers, query_args.limit)

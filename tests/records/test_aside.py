@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,9 @@ from server.records.aside import Aside, read_lines
 from server.records.database.database import Database
 from server.records.database.tables import KEPT_AT, NOT_WHOLE, SUMMARY, calls, fitted
 from server.records.database.url import database_url
-from server.records.outbox import OutboxEvent
-from server.records.words import Cursor
+from server.records.outbox import Outbox, OutboxEvent, Sent, Step
+from server.records.store import Records
+from server.records.words import Cursor, RecordsUnavailable
 from tests.records.test_records import (
     BEGAN,
     DAY_S,
@@ -911,6 +913,80 @@ async def test_what_a_thread_writes_late_replaces_nothing_that_another_process_h
     assert len(made) == 2
     assert taken_up["status"] == kept["status"] == "newer"
     assert failures(records, "given-up") == 0
+
+
+def parent_of(pid: int) -> int:
+    """The process that has begun this one: of PostgreSQL's, the one that takes connections."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+async def test_nobody_who_reads_waits_long_for_a_database_that_stands_still(
+    url_of_postgresql, monkeypatch
+):
+    engine = sql.create_engine(url_of_postgresql.replace("postgresql:", "postgresql+psycopg:"))
+    asked: list[Callable[[Records], Awaitable[object]]] = [
+        lambda records: records.page(10, None),
+        lambda records: records.get(sid(2)),
+        lambda records: records.with_outbox(lambda outbox: outbox.waiting()),
+    ]
+    async with running(url_of_postgresql) as records:
+        records.keep(record(1))
+        with trio.fail_after(60):
+            await records.wait_saved()
+            for ask in asked:
+                await ask(records)
+        monkeypatch.setattr(store_module, "READ_TIMEOUT_S", 0.2)
+        pids = send_to_backends(engine, signal.SIGSTOP)
+        pids.append(parent_of(pids[0]))  # nor is any new connection taken
+        os.kill(pids[-1], signal.SIGSTOP)
+        try:
+            with trio.fail_after(60):
+                for ask in asked * 3:  # more than there are threads, which stand still with it
+                    with pytest.raises(RecordsUnavailable):
+                        await ask(records)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        monkeypatch.setattr(store_module, "READ_TIMEOUT_S", 60.0)
+        with trio.fail_after(60):
+            page, _, waiting = [await ask(records) for ask in asked]
+    engine.dispose()
+
+    assert pids
+    assert failures(records, "read") == 6
+    assert failures(records, "outbox") == 3
+    assert [row["call_sid"] for row in page] == [sid(1)]
+    assert waiting.waiting == 0
+
+
+async def test_what_was_done_with_an_outbox_that_hung_may_be_done_once_more(file_url, monkeypatch):
+    goes_on, now = threading.Event(), time.time() + 1.0
+
+    def step(sent: list[Sent], outbox: Outbox) -> Step:
+        return outbox.step(sent, lease="ours", now=now, until=now + 60.0, free=1, places=Places(1))
+
+    def step_late(sent: list[Sent], outbox: Outbox) -> Step:
+        goes_on.wait(60.0)
+        return step(sent, outbox)
+
+    async with running(file_url) as records:
+        for number in (1, 2):
+            records.tell(started(sid(number)))
+        await until(lambda: not records._told)
+        first = await records.with_outbox(partial(step, []))
+        done = [Sent(one.event, is_done=True) for one in first.claimed]
+        monkeypatch.setattr(store_module, "READ_TIMEOUT_S", 0.2)
+        with pytest.raises(RecordsUnavailable):
+            await records.with_outbox(partial(step_late, done))
+        monkeypatch.setattr(store_module, "READ_TIMEOUT_S", 60.0)
+        goes_on.set()
+        again = await records.with_outbox(partial(step, done))
+        waiting = await records.with_outbox(lambda outbox: outbox.waiting())
+
+    assert len(first.claimed) == 1
+    assert list(again.claimed) == []  # it is leased to the step that was given up
+    assert waiting.waiting == 1
 
 
 async def test_a_piece_that_a_hanging_database_does_not_delete_holds_up_no_record(

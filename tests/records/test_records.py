@@ -1060,6 +1060,20 @@ async def test_calls_go_on_and_are_shown_while_the_database_is_gone(tmp_path, fa
         assert database.execute("SELECT call_sid FROM offhook_calls").fetchall() == [(call_sid,)]
 
 
+async def test_the_list_of_calls_waits_for_no_database_that_hangs(fast_clock, monkeypatch):
+    async def hang(*_: object, **__: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(Records, "page", hang)
+    async with serving() as server:
+        call_sid = (await server.make_call("5550103")).json()["call_sid"]
+        with trio.fail_after(60):
+            listed = (await server.http.get("/calls")).json()
+
+    assert [call["call_sid"] for call in listed["calls"]] == [call_sid]
+    assert listed["complete"] is False
+
+
 async def test_without_transcripts_a_record_says_who_spoke_and_not_what(fast_clock):
     async with serving(transcripts=False, record_numbers="full") as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]

@@ -40,6 +40,8 @@ class FewRecords:
     async def page(
         self, limit: int, before: Cursor | None, wanted: Wanted | None, *, with_outcome: bool
     ) -> list[dict[str, Any]]:
+        if self._hangs:
+            await trio.sleep_forever()
         assert self._is_away, "the database was asked"
         raise RecordsUnavailable("the database does not answer")
 
@@ -94,6 +96,16 @@ async def test_a_list_of_live_calls_asks_no_database(state, is_complete):
     page = await known.page(10, wanted=Wanted(one_of={"state": (state,)}))
 
     assert page == Page([], more=False, is_complete=is_complete)
+
+
+async def test_a_list_does_without_a_database_that_hangs(autojump_clock):
+    known = register(FewRecords(None, hangs=True))
+    began_at = trio.current_time()
+
+    page = await known.page(10, patience_s=2.0)
+
+    assert page == Page([], more=False, is_complete=False)
+    assert trio.current_time() == began_at + 2.0
 
 
 def ended(number: int, days_ago: float) -> EndedCall:
