@@ -520,6 +520,7 @@ class Call:
             with self._guarded("heard"):
                 c.passing.collect()
                 c.write_heard(now)
+                c.notes.transcript.over()
             with self._guarded("recording"):
                 if self._recordings is not None:
                     c.passing.end_recording(self._recordings, now + missed_s())

@@ -72,7 +72,9 @@ class SpokenTurn:
         """
         if self.heard_s is None:
             return self.text
-        whole_s = self.made_s if self.complete else max(self.made_s, len(self.text) / chars_per_s)
+        whole_s = self.made_s
+        if not self.complete or not self.made_s:  # or no audio of it ever came
+            whole_s = max(self.made_s, len(self.text) / chars_per_s)
         if self.heard_s >= whole_s - SAME_S:
             return self.text
         at = int(len(self.text) * self.heard_s / whole_s)
@@ -169,6 +171,13 @@ class Transcript:
         if (spoken := self._by_number.get(turn)) is not None:
             spoken.complete = True
 
+    def over(self) -> None:
+        """The call is over: the caller has heard nothing of a turn of which no audio has come."""
+        for turn in self.turns:
+            # Of another process's turns it is not known how much there was.
+            if turn.number is not None and not turn.made_s:
+                turn.heard_s, turn.cut = 0.0, True
+
     def heard_text(self, turn: SpokenTurn) -> str:
         """What the caller has heard of it; all that was said, if it is the caller's own."""
         is_estimated = turn.heard_s is not None and not turn.complete
@@ -227,7 +236,7 @@ class Transcript:
         """How fast this agent speaks, by the turns that were generated to their ends."""
         chars = seconds = 0.0
         for turn in self.turns:
-            if turn.complete and turn.text:
+            if turn.complete and turn.text and turn.made_s:
                 chars += len(turn.text)
                 seconds += turn.made_s
         return chars / seconds if seconds > ENOUGH_S else USUAL_CHARS_PER_S

@@ -140,6 +140,27 @@ async def test_what_was_heard_of_the_last_turn_is_in_the_record(autojump_clock, 
     assert "ten" not in turn["text"]
 
 
+@pytest.mark.parametrize("is_complete", [False, True])
+async def test_words_of_which_no_audio_came_before_the_end_are_in_the_record_as_unheard(
+    autojump_clock, talking, is_complete
+):
+    talking.audio(SECOND_PCM, turn=1)
+    talking.session.event(AgentTranscript("Good morning.", 1))
+    talking.session.event(GenerationComplete(1))
+    await trio.sleep(2.0)
+    talking.session.event(AgentTranscript("One moment, please.", 2))
+    if is_complete:
+        talking.session.event(GenerationComplete(2))
+    await trio.sleep(0.5)
+    talking.media.hang_up()
+    await talking.call.finished.wait()
+    heard, ahead = talking.call.record().as_dict()["transcript"]
+
+    assert (heard["text"], heard["cut"]) == ("Good morning.", False)
+    assert (ahead["text"], ahead["heard_s"], ahead["cut"]) == ("", 0.0, True)
+    assert ahead["unheard"] == "One moment, please."
+
+
 async def test_what_is_being_heard_is_in_the_record_while_the_call_lasts(autojump_clock, talking):
     talking.audio(SECOND_PCM * 10, turn=1)
     talking.session.event(AgentTranscript("one two three four", 1))

@@ -110,6 +110,44 @@ def test_a_turn_of_which_nothing_was_heard_has_no_text():
     assert (turn["text"], turn["unheard"]) == ("", "Never mind")
 
 
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_a_turn_of_which_no_audio_ever_came_was_not_heard(is_complete):
+    transcript = Transcript()
+    transcript.caller_said("Hello?", 0.0)
+    transcript.agent_said("One moment, please.", 1, 1.0)
+    if is_complete:
+        transcript.agent_complete(1)
+    before = transcript.as_list()[1]["cut"]
+    transcript.over()
+
+    caller, turn = transcript.as_list()
+    assert (before, caller["cut"]) == (False, False)
+    assert (turn["text"], turn["heard_s"], turn["cut"]) == ("", 0.0, True)
+    assert turn["unheard"] == "One moment, please."
+
+
+def test_a_turn_without_audio_says_nothing_of_how_fast_the_agent_speaks():
+    transcript = Transcript()
+    transcript.agent_said("a" * 100, 1, 0.0)
+    transcript.agent_complete(1)
+    transcript.agent_heard(1, heard_s=10.0, made_s=10.0, cut=False)
+    transcript.agent_said("b" * 1000, 2, 10.0)
+    transcript.agent_complete(2)
+    transcript.agent_said("one two three four five", 3, 11.0)
+    transcript.agent_heard(3, heard_s=1.0, made_s=1.0, cut=True)
+
+    assert transcript.agent_heard_text(3) == "one two"
+
+
+def test_of_a_turn_that_another_process_has_had_it_stays_as_that_has_left_it():
+    transcript = Transcript()
+    transcript.go_on([SpokenTurn("agent", 0.0, "Good morning.")], before=0, told=0)
+    transcript.over()
+
+    (turn,) = transcript.as_list()
+    assert (turn["text"], turn["cut"]) == ("Good morning.", False)
+
+
 def test_what_is_recognised_once_more_takes_its_own_place():
     transcript = Transcript()
     transcript.caller_said("I would", 0.0)
