@@ -38,6 +38,9 @@ SAMPLES_PER_S = 8_000
 WRITE_EVERY_S = 1.0
 STALL_S = 5.0
 """Without caller audio for so long, silence is written: less may still be made up for."""
+GAP_S = 10.0
+"""Silence that is longer is not made, but left out for the file to have a hole there: after a long
+pause of the process all calls would make theirs at once."""
 MAX_BUFFER_S = 30.0
 """What a recording may hold in memory; a disk that is further behind is too slow for it."""
 JUMP_MS = 40
@@ -83,9 +86,11 @@ class Recorder:
         self.on_take: Callable[[], None] | None = None
         """Asked for what the call still has: before anything is taken, and after a pause of the
         process before anything else is read."""
+        self.gaps: deque[tuple[int, int]] = deque()
+        """Where nothing came of the caller for long, and how much is missing; not yet taken."""
         self._began_at = began_at
         self._taken = 0  # samples that have left for the file
-        self._caller = bytearray()  # from there on
+        self._caller = bytearray()  # from there on, without the gaps
         self._line_began = 0
         self._agent: deque[tuple[int, bytes]] = deque()  # where it is heard, and what
         self._play_end = 0
@@ -96,14 +101,14 @@ class Recorder:
         """The caller is on another stream, whose clock begins at zero."""
         if self.stopped is None:
             self._pad_caller(self._sample(now))
-            self._line_began = self._taken + len(self._caller)
+            self._line_began = self._end
 
     def caller(self, payload: bytes, timestamp_ms: int, now: float) -> None:
         """The caller said this, at this time of the stream's clock."""
         if self.stopped is not None:
             return
         at = self._line_began + timestamp_ms * (SAMPLES_PER_S // 1000)
-        if at - self._taken - len(self._caller) > JUMP_MS * (SAMPLES_PER_S // 1000):
+        if at - self._end > JUMP_MS * (SAMPLES_PER_S // 1000):
             # Whatever the carrier's clock says, it cannot be later than now.
             self._pad_caller(min(at, self._sample(now)))
         self._caller += payload
@@ -114,7 +119,7 @@ class Recorder:
             return
         at = self._sample(now)
         match command:
-            case SendAudio(payload=payload):
+            case SendAudio(payload=payload) if payload:
                 start = max(at, self._play_end)
                 self._agent.append((start, payload))
                 self._play_end = start + len(payload)
@@ -138,6 +143,7 @@ class Recorder:
             self.stopped = reason
             self._taken -= unwritten
             self._caller.clear()
+            self.gaps.clear()
             self._agent.clear()
             if self.on_stop is not None:
                 self.on_stop(reason)
@@ -145,22 +151,40 @@ class Recorder:
     # -- what the writer takes -------------------------------------------------------------
 
     def take(self, now: float) -> tuple[bytes, bytes]:
-        """What has become certain since the last time: caller and agent, equally long."""
+        """What has become certain since the last time: caller and agent, equally long.
+
+        It ends where there is a gap: see :meth:`take_gap`.
+        """
         self.collect()
         upto = self._sample(now if self.ended_at is None else self.ended_at)
-        behind = upto - self._taken - len(self._caller)
+        behind = upto - self._end
         if self.ended_at is not None or behind > STALL_S * SAMPLES_PER_S:
             self._pad_caller(upto)
+        self._fill_gap()
         count = max(0, min(len(self._caller), upto - self._taken))
         # A carrier that is far ahead of the clock must not fill the memory.
         count = max(count, len(self._caller) - int(MAX_BUFFER_S * SAMPLES_PER_S))
         if self.ended_at is not None:
             count = len(self._caller)
+        if self.gaps:
+            count = min(count, self.gaps[0][0] - self._taken)
         caller = bytes(self._caller[:count])
         del self._caller[:count]
         agent = self._take_agent(count)
         self._taken += count
         return caller, agent
+
+    def take_gap(self) -> int:
+        """How many samples there are, after what was taken, in which neither side is heard."""
+        if not self.gaps or self.gaps[0][0] != self._taken:
+            return 0
+        at, missing = self.gaps.popleft()
+        heard_at = self._agent[0][0] if self._agent else at + missing
+        count = min(max(0, heard_at - at), missing)
+        if count < missing:
+            self.gaps.appendleft((at + count, missing - count))
+        self._taken += count
+        return count
 
     def collect(self) -> None:
         """Have the call hand over what it still has."""
@@ -170,7 +194,7 @@ class Recorder:
     @property
     def duration_s(self) -> float:
         """How long the recording is, what still waits to be written included."""
-        return (self._taken + len(self._caller)) / SAMPLES_PER_S
+        return self._end / SAMPLES_PER_S
 
     def caller_tail(self, length_bytes: int) -> bytes:
         """What the caller said last, in mu-law, as far as it has not left for the file."""
@@ -195,10 +219,32 @@ class Recorder:
     def _sample(self, now: float) -> int:
         return max(0, round((now - self._began_at) * SAMPLES_PER_S))
 
+    @property
+    def _end(self) -> int:
+        return self._taken + len(self._caller) + sum(missing for _, missing in self.gaps)
+
     def _pad_caller(self, upto: int) -> None:
-        missing = upto - self._taken - len(self._caller)
-        if missing > 0:
+        missing = upto - self._end
+        if missing > GAP_S * SAMPLES_PER_S:
+            self.gaps.append((self._end, missing))
+        elif missing > 0:
             self._caller += SILENCE * missing
+
+    def _fill_gap(self) -> None:
+        """Make silence of the beginning of a gap, as far as the agent is heard there."""
+        if not self.gaps or self.gaps[0][0] != self._taken:
+            return
+        at, missing = self.gaps[0]
+        heard_until = at
+        for start, payload in self._agent:
+            if start > heard_until:
+                break
+            heard_until = max(heard_until, start + len(payload))
+        if (count := min(heard_until - at, missing)) > 0:
+            self._caller[:0] = SILENCE * count
+            self.gaps.popleft()
+            if count < missing:
+                self.gaps.appendleft((at + count, missing - count))
 
     def _take_agent(self, count: int) -> bytes:
         heard = bytearray(SILENCE * count)
@@ -249,10 +295,19 @@ class _WavFile:
         self._file.seek(STEREO_HEAD_BYTES + self._samples * STEREO_FRAME_BYTES)
         while frames:
             frames = frames[self._file.write(frames) :]
+        self._now_has(self._samples + len(caller))
+
+    def skip(self, count: int) -> None:
+        """Leave a hole of so many samples, which reads as silence; it may fail as above."""
+        samples = self._samples + count
+        self._file.truncate(STEREO_HEAD_BYTES + samples * STEREO_FRAME_BYTES)
+        self._now_has(samples)
+
+    def _now_has(self, samples: int) -> None:
         # Only now: a header never speaks of what is not there.
         self._file.seek(0)
-        self._file.write(stereo_head(self._samples + len(caller), SAMPLES_PER_S))
-        self._samples += len(caller)
+        self._file.write(stereo_head(samples, SAMPLES_PER_S))
+        self._samples = samples
 
     def close(self) -> None:
         with self._file:
@@ -267,8 +322,8 @@ def _file_name(call_sid: str, part: int) -> str:
 # ------------------------------------------------------------------------------------------
 # All calls
 
-_Piece = tuple[Recorder, bytes, bytes, bool]
-"""Of a recording, what the caller said and the agent, and whether that is all."""
+_Piece = tuple[Recorder, bytes, bytes, int, bool]
+"""Of a recording, what the caller said and the agent, the gap after it, and whether that is all."""
 
 
 def _reason_of(error: Exception | None, *, is_slow: bool) -> str | None:
@@ -412,10 +467,10 @@ class Recordings:
         untouched = [work]  # whoever takes it out has it: the thread, or we
 
         def write_all() -> None:
-            for recorder, caller, agent, is_last in untouched.pop():
+            for recorder, caller, agent, gap, is_last in untouched.pop():
                 try:
                     if recorder not in failures:
-                        self._append(recorder, caller, agent, is_last)
+                        self._append(recorder, caller, agent, gap, is_last)
                 except Exception as raised:
                     failures[recorder] = raised
 
@@ -443,10 +498,12 @@ class Recordings:
             reason = _reason_of(error, is_slow=patience.cancelled_caught)
             if reason is not None:
                 if recorder.stopped is None:
-                    unwritten = sum(len(caller) for each, caller, *_ in work if each is recorder)
+                    unwritten = sum(
+                        len(caller) + gap for each, caller, _, gap, _ in work if each is recorder
+                    )
                     bug = None if isinstance(error, OSError) else error
                     self._stop(recorder, reason, unwritten, exc_info=bug)
-                self._left.append((recorder, b"", b"", True))  # its file may be open yet
+                self._left.append((recorder, b"", b"", 0, True))  # its file may be open yet
             if recorder.stopped is not None:
                 self._recorders.discard(recorder)
             if recorder not in self._recorders:
@@ -464,17 +521,23 @@ class Recordings:
     def _take(self, now: float) -> Generator[_Piece]:
         """What has become certain of each call, and whether that is all."""
         for recorder in list(self._recorders):
-            is_last = recorder.ended_at is not None
-            try:
-                caller, agent = recorder.take(now)
-            except Exception as error:  # of one call, whose recording ends here
-                self._stop(recorder, "error", 0, exc_info=error)
-                caller, agent = b"", b""
-            if is_last:  # whoever has this piece is the last to write: who writes next has none
-                self._recorders.discard(recorder)
-            yield recorder, caller, agent, is_last
+            is_last, has_more = recorder.ended_at is not None, True
+            while has_more:
+                try:
+                    caller, agent = recorder.take(now)
+                    gap = recorder.take_gap()
+                    has_more = bool(gap or (caller and recorder.gaps))
+                except Exception as error:  # of one call, whose recording ends here
+                    self._stop(recorder, "error", 0, exc_info=error)
+                    caller, agent, gap, has_more = b"", b"", 0, False
+                if is_last and not has_more:
+                    # Whoever has this piece is the last to write: who writes next has none.
+                    self._recorders.discard(recorder)
+                yield recorder, caller, agent, gap, is_last and not has_more
 
-    def _append(self, recorder: Recorder, caller: bytes, agent: bytes, is_last: bool) -> None:
+    def _append(
+        self, recorder: Recorder, caller: bytes, agent: bytes, gap: int, is_last: bool
+    ) -> None:
         file = self._files.get(recorder)
         try:
             if file is None and recorder.stopped is None:
@@ -483,6 +546,8 @@ class Recordings:
                 )
             if file is not None and caller and recorder.stopped is None:
                 file.append(caller, agent)
+            if file is not None and gap and recorder.stopped is None:
+                file.skip(gap)
         except Exception:
             is_last = True
             raise

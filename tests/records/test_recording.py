@@ -193,6 +193,94 @@ def test_an_hour_is_recorded_in_constant_memory():
     assert recorder.duration_s == 3_600.0
 
 
+def taken(recorder: Recorder, now: float) -> list[tuple[bytes, bytes, int]]:
+    """What is taken of it at once: the pieces, each with the gap after it."""
+    pieces = []
+    while not pieces or pieces[-1][2] or (recorder.gaps and pieces[-1][0]):
+        pieces.append((*recorder.take(now), recorder.take_gap()))
+    return pieces
+
+
+def sound_of(pieces: list[tuple[bytes, bytes, int]]) -> tuple[bytes, bytes]:
+    """Both sides of pieces, with silence for the gaps."""
+    gaps = [QUIET * gap for *_, gap in pieces]
+    caller = b"".join(said + gap for (said, _, _), gap in zip(pieces, gaps, strict=True))
+    return caller, b"".join(said + gap for (_, said, _), gap in zip(pieces, gaps, strict=True))
+
+
+def test_of_a_long_pause_no_silence_is_made_and_all_stays_in_its_place():
+    recorder = make_recorder(0.0)
+    recorder.sent(SendAudio(seconds(1, 20.0)), 0.5)  # the carrier plays on
+    recorder.caller(seconds(2, 1.0), 0, 1.0)
+    recorder.line(600.0)
+    recorder.caller(seconds(3, 1.0), 0, 601.0)
+    recorder.sent(SendAudio(seconds(4, 2.0)), 599.5)  # told of late
+    recorder.end(1_200.0)
+    pieces = taken(recorder, 1_200.0)
+    caller, agent = sound_of(pieces)
+
+    made = sum(len(said) for said, _, _ in pieces)
+    assert made < 25 * SECOND
+    assert all(len(said) == len(heard) for said, heard, _ in pieces)
+    assert len(caller) == len(agent) == 1_200 * SECOND
+    assert recorder.duration_s == 1_200.0
+    assert caller == b"".join(
+        [seconds(2, 1.0), QUIET * (599 * SECOND), seconds(3, 1.0), QUIET * (599 * SECOND)]
+    )
+    assert agent[SECOND // 2 : 41 * SECOND // 2] == seconds(1, 20.0)
+    assert agent[1_199 * SECOND // 2 : 1_203 * SECOND // 2] == seconds(4, 2.0)
+    assert agent.count(QUIET) == (1_200 - 22) * SECOND
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["caller", "agent", "clear", "line", "take"]),
+            st.integers(0, 3_000),
+            st.sampled_from([0.0, 0.02, 1.0, 7.0, 50.0]),
+        ),
+        max_size=30,
+    )
+)
+def test_gaps_change_nothing_of_what_is_heard_where(events):
+    with_gaps, without = make_recorder(0.0), make_recorder(0.0)
+    sounds: list[tuple[bytes, bytes]] = []
+    for recorder, gap_s in ((with_gaps, 5.0), (without, 1e9)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recording, "GAP_S", gap_s)
+            pieces, now = [], 0.0
+            for number, (what, amount, later_s) in enumerate(events):
+                now += later_s
+                payload = bytes([number % 250]) * amount
+                if what == "caller":
+                    recorder.caller(payload, round(now * 1000), now)
+                elif what == "agent":
+                    recorder.sent(SendAudio(payload), now)
+                elif what == "clear":
+                    recorder.sent(Clear(), now)
+                elif what == "line":
+                    recorder.line(now)
+                else:
+                    pieces += taken(recorder, now)
+            recorder.end(now)
+            pieces += taken(recorder, now)
+            assert not recorder.gaps
+            sounds.append(sound_of(pieces))
+
+    assert sounds[0] == sounds[1]
+    assert with_gaps.duration_s == without.duration_s == len(sounds[0][0]) / SECOND
+
+
+def test_a_recording_that_is_given_up_in_a_gap_is_as_long_as_what_was_written():
+    recorder = make_recorder(0.0)
+    recorder.caller(seconds(1, 1.0), 0, 1.0)
+    recorder.line(100.0)
+    recorder.stop("disk-full")
+
+    assert recorder.duration_s == 0.0
+    assert not recorder.gaps
+
+
 # ------------------------------------------------------------------------------------------
 # The file
 
@@ -232,6 +320,27 @@ async def test_the_file_has_the_caller_on_the_left_and_the_agent_on_the_right(tm
     assert recorder.as_dict()["duration_s"] == pytest.approx(1.024)
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_file_is_silent_where_the_process_was_held_up_for_long(tmp_path):
+    async with running(tmp_path) as recordings:
+        now = trio.current_time() - 600.0
+        recorder = recordings.begin(SID, now)
+        recorder.caller(seconds(1, 1.0), 0, now + 1.0)
+        recorder.sent(SendAudio(seconds(2, 3.0)), now)
+        recorder.line(now + 300.0)
+        recorder.caller(seconds(3, 1.0), 0, now + 301.0)
+        recordings.end(recorder, now + 600.0)
+    path = tmp_path / f"{SID}.wav"
+    caller, agent = read(path)
+
+    zeros = bytes(2 * 299 * SECOND)
+    assert caller == b"".join(
+        [decode_mulaw(seconds(1, 1.0)), zeros, decode_mulaw(seconds(3, 1.0)), zeros]
+    )
+    assert agent == decode_mulaw(seconds(2, 3.0)) + bytes(2 * 597 * SECOND)
+    assert recorder.as_dict()["state"] == "complete"
+    assert recorder.duration_s == 600.0
 
 
 def hold_up(seconds: float) -> None:
@@ -478,7 +587,7 @@ async def test_while_a_disk_hangs_each_recording_is_left_once_however_often_it_i
                 recordings.end(recorder, trio.current_time())
                 await recordings._write()
                 left.append(len(recordings._left))
-            unwritten = sum(len(caller) for _, caller, _, _ in recordings._left)
+            unwritten = sum(len(caller) for _, caller, *_ in recordings._left)
     finally:
         goes_on.set()
     with trio.fail_after(60):
