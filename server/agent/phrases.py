@@ -7,7 +7,7 @@ that is asked in English likes to answer in English.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from server.agent.agent import Agent
 
@@ -134,12 +134,39 @@ def taken_up(heard: str, *, interrupted: Sequence[str], done: Sequence[str]) -> 
             "you try it again."
         )
     for name in done:
-        told.append(f"You have called {name} a moment ago, and it was run: do not run it again.")
+        told.append(_was_run(name))
     told.append(
         "Say in a few words that the line was interrupted, without greeting them again, and take "
         "up what you were saying, or ask them to say again what they said last."
     )
     return aside(" ".join(told))
+
+
+def forgotten(said: str, *, done: Iterable[tuple[str, str]]) -> str:
+    """Tell a model that may not remember the last moments of a call what came in them.
+
+    Args:
+        said: What both have said, one turn a line, as far as the caller has heard it; empty if it
+            is told by other means.
+        done: Functions that were run, each as it was called, and what it has returned; the latter
+            is empty where it would be too long.
+    """
+    told = ["The connection was renewed, and you may not remember what came last."]
+    for call, response in done:
+        told.append(_was_run(call))
+        if response:
+            told.append(f"It has returned {response}.")
+    told.append("Do not answer this.")
+    if said:
+        told.append(
+            "This is what was said last, and the caller may have heard more of what you said than "
+            f"is written here:\n{said}\n"
+        )
+    return aside(" ".join(told))
+
+
+def _was_run(call: str) -> str:
+    return f"You have called {call} a moment ago, and it was run: do not run it again."
 
 
 WORD_S = 0.5

@@ -220,6 +220,13 @@ class PastTurn(msgspec.Struct, frozen=True):
     """As it was heard: an agent's turn up to where the caller cut it."""
 
 
+def spoken(turns: Sequence[PastTurn]) -> str:
+    """Write turns down for a model, one a line."""
+    return "\n".join(
+        f"{'You' if turn.speaker == 'agent' else 'Caller'}: {turn.text}" for turn in turns
+    )
+
+
 class Standing(msgspec.Struct, frozen=True):
     """How far a session has come, for another process that is to go on with it."""
 

@@ -30,6 +30,10 @@ TOLD = {
     "NOT_A_MACHINE": [phrases.NOT_A_MACHINE],
     "aside": [phrases.aside("Say goodbye.")],
     "barge_in_hint": [phrases.barge_in_hint(heard) for heard in ("", "Hola.")],
+    "forgotten": [
+        phrases.forgotten(said, done=done)
+        for said, done in (("Caller: Hola.", ()), ("", [("look_up({})", '{"output":"azul"}')]))
+    ],
     "keys_pressed": [phrases.keys_pressed(keys) for keys in ("9", "42#")],
     "leave_message": [phrases.leave_message("")],
     "line_back": [phrases.line_back(heard, heard_s=s) for heard, s in (("Hola.", 1.0), ("", 0.0))],

@@ -12,6 +12,7 @@ from server.agent import phrases
 from server.agent.agent import Agent
 from server.model import (
     PastTurn,
+    spoken,
 )
 from server.model.gemini.dialects import Dialect, dialect_of
 
@@ -186,10 +187,7 @@ def resumed_config(
     if dialect.history_by == "clientContent":
         seeded = types.HistoryConfig(initial_history_in_client_content=True)
         return config.model_copy(update={"history_config": seeded})
-    spoken = "\n".join(
-        f"{'You' if turn.speaker == 'agent' else 'Caller'}: {turn.text}" for turn in history
-    )
-    instruction = f"{config.system_instruction}\n\n{phrases.under_way(spoken)}"
+    instruction = f"{config.system_instruction}\n\n{phrases.under_way(spoken(history))}"
     return config.model_copy(update={"system_instruction": instruction})
 
 

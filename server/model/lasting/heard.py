@@ -26,6 +26,9 @@ from server.model import (
 MAX_CALLS_KEPT = 64
 """Tool calls that are remembered after their answers, to tell a new connection of them in words."""
 
+MAX_SHORT = 500
+"""Characters of arguments, and of a response, that are told of a function that was run."""
+
 
 class AgentSide:
     """Which turn the agent is in, and how far.
@@ -150,6 +153,12 @@ class ToolCallsMade:
             self._open.discard(result.id)
         return tuple(known), in_words
 
+    def done(self, results: Iterable[ToolResult]) -> list[tuple[str, str]]:
+        """Functions that were run, each as it was called, and what it has returned, if that can be
+        told in a few words."""
+        made = ((self._made.get(result.id), result) for result in results)
+        return [call.in_short(result) for call, result in made if call is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class _MadeCall:
@@ -163,3 +172,12 @@ class _MadeCall:
         arguments = msgspec.json.encode(self.call.arguments).decode()
         response = msgspec.json.encode(result.response).decode()
         return phrases.was_called(self.call.name, arguments, response)
+
+    def in_short(self, result: ToolResult) -> tuple[str, str]:
+        """The call, and what has come of it: without what is long."""
+        arguments = msgspec.json.encode(self.call.arguments).decode()
+        response = msgspec.json.encode(result.response).decode()
+        return (
+            self.call.name + (f"({arguments})" if len(arguments) <= MAX_SHORT else ""),
+            response if len(response) <= MAX_SHORT else "",
+        )

@@ -12,6 +12,7 @@ from server.errors import ModelError, ModelQuotaExceeded, ModelSetupRefused
 from server.model import (
     Way,
 )
+from server.model.lasting.since_handle import SinceHandle
 from server.pace import Spread, doubled_s
 from server.refusal import Kind
 
@@ -100,6 +101,7 @@ class ConnectionPlan:
     Attributes:
         state: See :class:`State`.
         handle: The last one the session could be resumed with.
+        since_handle: What the session would not know then.
         open_at: When the next attempt is to begin.
         opens: Connections that were opened so far.
         reason: Why the last connection was left, as in :class:`Reconnected`.
@@ -123,6 +125,7 @@ class ConnectionPlan:
     ) -> None:
         self.state = State.WAITING
         self.handle: str | None = None
+        self.since_handle = SinceHandle()
         self.open_at = now
         self.opens = 0
         self.reason = ""
@@ -199,8 +202,10 @@ class ConnectionPlan:
 
     def ask(self, way: Way, reason: str, now: float) -> bool:
         """Somebody wants another connection; False if there is no such way."""
-        if way is Way.RESUME and self.handle is None:
-            return False
+        if way is Way.RESUME:
+            if self.handle is None:
+                return False
+            way = self._best_way()
         if way is Way.FALLBACK and not self._has_fallback:
             return False
         if way is Way.FALLBACK and self.on_fallback:
@@ -300,7 +305,8 @@ class ConnectionPlan:
             self.handle = None
 
     def _best_way(self) -> Way:
-        return Way.RESUME if self.handle is not None else Way.FRESH
+        can_resume = self.handle is not None and not self.since_handle.is_beyond_telling
+        return Way.RESUME if can_resume else Way.FRESH
 
     def _is_out_of_time(self, at: float) -> bool:
         return at >= self._outage_began_at + self._budget_s

@@ -122,7 +122,7 @@ class LastingSession:
                 with opening:
                     async with _service(self._services, attempt.on_fallback).open_connection(
                         self._agent,
-                        self._conversation,
+                        plan.since_handle.story(self._conversation),
                         handle=attempt.handle,
                         first_turn=self._agent_side.turn + 1,
                     ) as connection:
@@ -156,6 +156,12 @@ class LastingSession:
         self._turns.opened(connection)
         if self._turns.is_on:
             self._input.put(Edge.BEGINS)  # if nothing of it is to be said again
+        note = plan.since_handle.opened(
+            self._conversation,
+            self._agent_side.turn,
+            resumed=attempt.way is Way.RESUME,
+            takes_notes=connection.note_message("") is not None,
+        )
         self._connection = connection
         self.text_interrupts = connection.text_interrupts
         lost_bytes = self._input.lost_bytes - self._lost_bytes_told
@@ -182,6 +188,8 @@ class LastingSession:
         self._noises = 0
         self._wake()
         try:
+            if note:
+                self.send_note(note)  # before all that is said again
             if connection.is_wire:
                 connection.listen(partial(self._take, connection))
                 self._flush()
@@ -363,6 +371,7 @@ class LastingSession:
                 self._is_resumable = handle is not None
                 if handle is not None:
                     unanswered.remembered(unanswered.sent_up_to(CERTAIN_AFTER_S))
+                    self._plan.since_handle.handle_came(side.turn)
             case GoingAway(time_left_s=time_left_s):
                 self._plan.going_away(time_left_s, trio.current_time())
                 self._wake()
@@ -371,7 +380,8 @@ class LastingSession:
             case _:
                 pass
         if answered is not None:
-            unanswered.answered(answered)
+            results = unanswered.answered(answered)
+            self._plan.since_handle.answered(self._calls.done(results))
             self._words_reported = False
 
     # Sending. Everything goes through the same queue, so it arrives in the order it was said.
@@ -425,7 +435,7 @@ class LastingSession:
         if (message := connection.note_message(text)) is None:
             return False
         if not connection.is_wire:
-            self._note_waiting = text
+            self._note_waiting = f"{self._note_waiting}\n{text}".lstrip()
             self._wanted.set()
             return True
         try:

@@ -169,11 +169,20 @@ class UnansweredInput:
                 return number
         return self._answered
 
-    def answered(self, position: int) -> None:
-        """The model has answered all that was put in up to here."""
+    def answered(self, position: int) -> list[ToolResult]:
+        """The model has answered all that was put in up to here.
+
+        Returns:
+            The answers to tool calls among it.
+        """
         self._answered = max(self._answered, position)
+        results: list[ToolResult] = []
         while self._sent and self._sent[0][0] <= self._answered:
+            content = self._sent[0][1]
+            if isinstance(content, tuple):
+                results += content
             self._drop(self._sent)
+        return results
 
     def remembered(self, position: int) -> None:
         """A resumed session will know all that was put in up to here."""
