@@ -24,7 +24,7 @@ from server.cluster.registry import Registry
 from server.errors import ModelError, ModelSetupRefused, innermost
 from server.logs import Sparing
 from server.metrics import Metrics
-from server.model import Model, PastTurn, Session, SessionEvent
+from server.model import Model, PastTurn, Session, SessionEvent, Way
 from server.pace import next_tick
 from server.refusal import Kind
 from server.switchboard.account_pause import AccountPause
@@ -33,6 +33,9 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 TRY_MODEL_S = 15.0
 """How long the model is tried without a call: a connection and a set-up, with air."""
+MODEL_ALONE_S = 5.0
+"""So long the model itself is waited for; the rest of the time is its fallback's, as it may be that
+one that was refused while the model is merely away."""
 LISTEN_S = 0.25
 """How often what other processes say of the account is looked at."""
 TOLD_S = 3.0
@@ -247,7 +250,8 @@ def _to_nobody(event: SessionEvent) -> None:
 
 
 async def _connect_once(session: Session) -> None:
-    """Connect a session, and leave it as soon as the service has taken it.
+    """Connect a session, and leave it as soon as the service has taken it, or that of the fallback,
+    if there is one and the model does not answer.
 
     Raises:
         ModelError: It could not be connected.
@@ -256,7 +260,11 @@ async def _connect_once(session: Session) -> None:
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)
-            await session.wait_ready()
+            with trio.move_on_after(MODEL_ALONE_S) as waiting:
+                await session.wait_ready()
+            if waiting.cancelled_caught:
+                await session.reconnect(Way.FALLBACK, "no-connection")
+                await session.wait_ready()  # where there is none
             nursery.cancel_scope.cancel("that is all")
     except* ModelError as failures:
         failure = innermost(failures)

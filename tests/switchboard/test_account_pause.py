@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -17,12 +20,14 @@ from server.cluster.cluster import Cluster
 from server.cluster.registry import Member
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError, ModelSetupRefused
-from server.model import AgentAudio
+from server.model import AgentAudio, SessionEvent
 from server.model.gemini.faults import account_refused
+from server.model.lasting.model import LastingModel
 from server.refusal import Kind
 from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
 from server.switchboard.calls import Calls
 from server.switchboard.making import refusal_of
+from server.switchboard.model_trial import TRY_MODEL_S
 from tests.support.fakes import MemoryModel
 from tests.support.switchboards import make_calls
 
@@ -572,3 +577,75 @@ async def test_the_others_try_when_the_one_that_was_to_is_gone(autojump_clock, p
 
     assert still == [True, True]
     assert [paused(calls) for calls in processes[1:]] == [False, False]
+
+
+# ------------------------------------------------------------------------------------------
+# A model with a fallback
+
+
+class Answers:
+    """A connection that is taken, and on which nobody says anything."""
+
+    is_wire = takes_turns = text_interrupts = is_drained = False
+
+    def note_message(self, text: str) -> None:
+        return None
+
+    async def receive(self) -> SessionEvent:
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+@dataclass
+class Endpoint:
+    """A service that is there, or away, or refuses the account."""
+
+    name: str
+    failure: ModelError | None = None
+    hangs: bool = False
+    key_name: str = ""
+    asked: int = 0
+
+    @asynccontextmanager
+    async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[Answers]:
+        self.asked += 1
+        if self.hangs:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        yield Answers()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_pause_that_a_refused_fallback_began_ends_with_it_while_the_model_is_away(
+    autojump_clock, nursery, hangs
+):
+    main, fallback = Endpoint("main", NO_QUOTA), Endpoint("fallback", NO_QUOTA)
+    calls = make_calls(model=LastingModel(main, fallback=fallback), limits={"quota_pause_s": 60.0})
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.model_trial.run)
+    await ended(calls, Agent())
+    assert paused(calls)
+    main.failure, main.hangs = BROKEN, hangs
+
+    await trio.sleep(60.0 + TRY_MODEL_S)
+    still = paused(calls)
+    asked = fallback.asked
+    fallback.failure = None
+    await trio.sleep(120.0 + TRY_MODEL_S)
+
+    assert (still, asked) == (True, 2)
+    assert not paused(calls)
+
+
+async def test_a_model_without_a_fallback_has_all_the_time_of_a_try(autojump_clock, nursery):
+    calls = make_calls(limits={"quota_pause_s": 60.0})
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.model_trial.run)
+    await refused_call(calls, NO_QUOTA)
+    calls.model.failure, calls.model.connect_s = None, TRY_MODEL_S - 1.0
+
+    await trio.sleep(60.0 + TRY_MODEL_S)
+
+    assert not paused(calls)
