@@ -47,6 +47,25 @@ def test_audio_that_is_repeated_is_in_a_turn_whatever_is_left_of_the_first():
     assert found == [[], [b"begins"], [], [], [b"ends"], []]
 
 
+def test_audio_behind_the_end_of_a_turn_is_in_none_until_the_next_begins():
+    turns, connection = ToldTurns(are_wanted=True), Told()
+    turns.opened(connection)
+    contents = [Edge.ENDS, b"\0\0", Edge.ENDS, b"\0\0", Edge.ENDS, "text", Edge.BEGINS, b"\0\0"]
+
+    left_out = []
+    for content in contents:
+        left_out.append(turns.leaves_out(connection, content))
+        if not left_out[-1]:
+            told(turns, connection, content)
+
+    assert left_out == [False, False, False, True, False, False, False, False]
+    told(turns, connection, Edge.ENDS)
+    assert turns.leaves_out(connection, Passed(b"\xff"))
+    assert not turns.leaves_out(Told(takes_turns=False), b"\0\0")
+    turns.opened(connection)
+    assert not turns.leaves_out(connection, b"\0\0")
+
+
 def test_each_connection_is_told_anew_and_only_those_that_take_it():
     turns = ToldTurns(are_wanted=True)
 
@@ -187,6 +206,36 @@ async def test_a_turn_that_begins_where_none_is_told_is_told_to_the_next_connect
     assert second[0] == b"begins"
     assert b"\2\0" * 160 in second
     assert second[-1] == b"ends"
+
+
+async def test_a_turn_that_is_repeated_with_the_silence_behind_it_is_over_with_its_end(
+    autojump_clock,
+):
+    service = Changing(False, True)
+    session = LastingModel(service).new_session(AGENT, Conversation(), lambda event: None)
+    question, behind = b"\0\x40" * 1_600, bytes(3_200)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        session.caller_begins(0.3)
+        session.send_audio(question)
+        session.caller_ends()
+        for _ in range(10):
+            session.send_audio(behind)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await session.reconnect(Way.FRESH, "test")
+        await trio.testing.wait_all_tasks_blocked()
+        repeated = list(service.heard[1])
+        session.send_audio(behind)
+        session.caller_begins(0.1)
+        session.send_audio(question)
+        session.caller_ends()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert service.heard[0].count(behind) == 10
+    assert repeated == [b"begins", question, b"ends"]
+    assert service.heard[1][3:] == [b"begins", behind, question, b"ends"]
 
 
 async def test_what_was_kept_for_one_connection_is_not_said_to_another_that_keeps_nothing(

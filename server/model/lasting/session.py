@@ -485,6 +485,8 @@ class LastingSession:
 
     def _messages(self, connection: Connection, content: Input) -> Iterator[bytes]:
         """The messages by which a connection is told something."""
+        if self._turns.leaves_out(connection, content):
+            return
         yield from self._turns.messages(connection, content)
         if isinstance(content, Edge):
             return

@@ -26,11 +26,12 @@ class ToldTurns:
         self.is_on = False
         self._are_wanted = are_wanted
         self._is_told = False
+        self._has_ended = False  # the turn that it was told of last
         self._before = bytearray()
 
     def opened(self, connection: Connection) -> None:
         """Another connection is used, which has been told nothing."""
-        self._is_told = False
+        self._is_told = self._has_ended = False
         if not connection.takes_turns:
             self._before.clear()  # what comes now is not kept, and does not follow on it
 
@@ -56,10 +57,18 @@ class ToldTurns:
         self._before.clear()
         return taken
 
+    def leaves_out(self, connection: Connection, content: Input) -> bool:
+        """Whether this is audio between two turns, for a connection that is told of them.
+
+        There is such where an earlier connection was not told, and heard it all.
+        """
+        return connection.takes_turns and self._has_ended and audio_bytes(content) > 0
+
     def messages(self, connection: Connection, content: Input) -> Iterator[bytes]:
         """What a connection has to be told before it may be told this.
 
-        What is repeated to another connection may begin in the middle of a turn.
+        What is repeated to another connection may begin in the middle of a turn; what comes behind
+        the end of one is in none until the next begins, and would begin one that nothing ends.
         """
         if not connection.takes_turns:
             return
@@ -69,5 +78,5 @@ class ToldTurns:
         elif audio_bytes(content):
             wanted = True
         if wanted is not self._is_told:
-            self._is_told = wanted
+            self._is_told, self._has_ended = wanted, not wanted
             yield connection.turn_message(begins=wanted)
