@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import subprocess
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,6 +30,7 @@ from google.auth import (
 from google.auth.credentials import Credentials as GoogleCredentials
 from google.genai import live, types
 from google.oauth2 import credentials as oauth2
+from structlog.testing import capture_logs
 from websockets.asyncio.client import connect as asyncio_connect
 
 from server.agent.agent import Agent
@@ -459,6 +461,42 @@ async def test_a_token_that_has_ended_is_not_shown(nursery):
         tokens.headers()
 
     assert error.value.retryable
+
+
+@pytest.mark.parametrize("loads", [False, True], ids=["loading", "fetching"])
+@pytest.mark.parametrize(
+    "error", [subprocess.TimeoutExpired("give-token", 30.0), json.JSONDecodeError("no", "", 0)]
+)
+async def test_what_google_auth_lets_out_of_others_keeps_no_server_from_starting_and_is_tried_again(
+    nursery, autojump_clock, at_once, error, loads
+):
+    failures = [error]
+
+    def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    def fetch(number: int) -> float:
+        fail_once()
+        return 3_600.0
+
+    def load() -> GoogleCredentials:
+        if not loads:
+            fail_once()
+        return Fetched(fetch)
+
+    tokens = GoogleTokens(None, load=load)
+    with capture_logs() as logs:
+        await nursery.start(tokens.run)
+        with pytest.raises(ModelError) as none_yet:
+            tokens.headers()
+        await trio.sleep(60.0)
+
+    assert none_yet.value.retryable
+    assert tokens.headers()
+    assert [line["error"] for line in logs if "no access token" in line["event"]] == [
+        type(error).__name__
+    ]
 
 
 async def test_a_service_that_is_away_at_the_start_keeps_no_server_from_starting(nursery):

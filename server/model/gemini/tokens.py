@@ -159,7 +159,7 @@ class GoogleTokens:
                 pause_s = backoff.next_s()
                 logger.warning(
                     "no access token from Google",
-                    error=type(error).__name__,
+                    error=type(error.__cause__ or error).__name__,
                     problem=self._problem,
                     pause_s=pause_s,
                 )
@@ -191,10 +191,17 @@ class GoogleTokens:
         return max(LEAST_PAUSE_S, ends_at - time.time())
 
     def _fetch_blocking(self) -> tuple[str, float]:
-        if self._credentials is None:
-            self._credentials = self._load()
-        credentials = self._credentials
-        credentials.refresh(self._request)
+        try:
+            if self._credentials is None:
+                self._credentials = self._load()
+            credentials = self._credentials
+            credentials.refresh(self._request)
+        except (exceptions.GoogleAuthError, OSError):
+            raise
+        except Exception as error:
+            # google-auth lets out what others raise: a program that is run for the token and takes
+            # too long, an answer that is no JSON. None of it says that there will be no token.
+            raise exceptions.RefreshError(type(error).__name__, retryable=True) from error
         ends_at = time.time() + UNKNOWN_LIFE_S
         if credentials.expiry is not None:  # a naive time of UTC
             ends_at = credentials.expiry.replace(tzinfo=UTC).timestamp()
