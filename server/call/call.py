@@ -249,8 +249,10 @@ class Call:
     async def serve(self, media: MediaStream, started: StreamStarted) -> None:
         """Give the call a stream; returns when the call is over or has left the stream."""
         c = self.conversation
-        with c.connected.coming():
-            now = await media.wait_heard(started)
+        now: float | None = started.received_at
+        if started.wait_heard is not None:
+            with c.connected.coming():
+                now = await started.wait_heard()
         if now is None:
             return
         while c.line is not None and not self.is_over:

@@ -6,7 +6,7 @@ presses and marks come out of it, the agent's audio goes in. ``twilio/`` is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -32,6 +32,10 @@ class StreamStarted:
     parameters: Mapping[str, str]
     """What the carrier was told to show here; ``ticket`` proves whose call it is."""
     received_at: float
+    wait_heard: Callable[[], Awaitable[float | None]] | None = field(default=None, compare=False)
+    """Waits until what is sent is heard by the caller, and what they say comes here. Returns from
+    when it was, from which the stream's clock counts; None if it never will be. Without it they
+    hear each other from the start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +187,6 @@ class MediaStream(Protocol):
 
         Raises:
             CarrierProtocolError: The carrier broke its own protocol beyond what can be ignored.
-        """
-        ...
-
-    async def wait_heard(self, started: StreamStarted) -> float | None:
-        """Wait until what is sent is heard by the caller, and what they say comes here.
-
-        Args:
-            started: How the stream has started.
-
-        Returns:
-            From when it was, from which the stream's clock counts; None if it never will be.
         """
         ...
 

@@ -72,10 +72,6 @@ class SocketStream(ABC, Generic[P]):
                 return event
         return None
 
-    async def wait_heard(self, started: StreamStarted) -> float | None:
-        """When what is sent is heard by the caller: as soon as there is a stream, mostly."""
-        return started.received_at
-
     def listen(self, on_events: Listener, relay: SoundPath) -> None:
         """Push events from now on; if the socket is a wire, the relay's path takes the audio."""
 

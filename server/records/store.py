@@ -574,12 +574,10 @@ class Records:
         # what was put aside meanwhile. Who takes that up sees it: events by ids, records by when;
         # and so does the thread, should that have been taken up before. What was done with the
         # outbox may be done once more, and what is leased to nobody is free after its lease.
-        limits_s = {
-            self._writing: WRITE_TIMEOUT_S,
-            self._reading: READ_TIMEOUT_S,
-            self._sending: READ_TIMEOUT_S,
-        }
-        with trio.move_on_after(limits_s.get(limiter, math.inf) if may_hang else math.inf):
+        is_read = limiter in (self._reading, self._sending)
+        limit_s = READ_TIMEOUT_S if is_read else WRITE_TIMEOUT_S
+        is_timed = may_hang and (is_read or limiter is self._writing)
+        with trio.move_on_after(limit_s if is_timed else math.inf):
             return await trio.to_thread.run_sync(
                 self._database.use, function, abandon_on_cancel=may_hang, limiter=limiter
             )

@@ -49,7 +49,8 @@ async def test_a_stream_is_heard_when_it_is_in_a_bridge_with_the_caller(autojump
     async def wait() -> None:
         started = await pbx.stream.receive_start()
         assert started is not None
-        found.append(await pbx.stream.wait_heard(started))
+        assert started.wait_heard is not None
+        found.append(await started.wait_heard())
 
     nursery.start_soon(wait)
     await pbx.socket.send(start())
@@ -79,8 +80,9 @@ async def test_a_stream_that_comes_into_no_bridge_is_never_heard():
     await pbx.socket.send(start())
     started = await pbx.stream.receive_start()
     assert started is not None
+    assert started.wait_heard is not None
 
-    assert await pbx.stream.wait_heard(started) is None
+    assert await started.wait_heard() is None
 
 
 async def test_audio_goes_both_ways_in_binary_frames(nursery):

@@ -57,7 +57,8 @@ class MemoryMedia:
     # The carrier's end, for the test.
 
     def start(self, call_sid: str = "CA1", ticket: str = "") -> StreamStarted:
-        return StreamStarted("MZ1", call_sid, {"ticket": ticket}, trio.current_time())
+        wait = self._wait_heard if self.joins_s else None
+        return StreamStarted("MZ1", call_sid, {"ticket": ticket}, trio.current_time(), wait)
 
     def say(self, payload: bytes) -> None:
         self.event(CallerAudio(payload, 0, trio.current_time()))
@@ -104,11 +105,9 @@ class MemoryMedia:
             if isinstance(event, StreamStopped):
                 return None
 
-    async def wait_heard(self, started: StreamStarted) -> float | None:
-        if self.joins_s:
-            await trio.sleep(self.joins_s)
-            return trio.current_time() if self.is_joined else None
-        return started.received_at
+    async def _wait_heard(self) -> float | None:
+        await trio.sleep(self.joins_s)
+        return trio.current_time() if self.is_joined else None
 
     def listen(self, on_events: Listener, relay: SoundPath) -> None:
         self._listener = on_events

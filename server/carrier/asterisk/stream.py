@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 
 import trio
 
@@ -42,9 +43,13 @@ class AsteriskMediaStream(SocketStream[AsteriskProtocol]):
         super().__init__(transport, AsteriskProtocol())
         self._wait_joined = wait_joined
 
-    async def wait_heard(self, started: StreamStarted) -> float | None:
-        """Wait until the caller is joined to the stream: what is sent before nobody would hear."""
-        if not await self._wait_joined(started.stream_sid):
+    async def receive_start(self) -> StreamStarted | None:
+        """As all do; what is sent before the caller is joined to the stream nobody would hear."""
+        started = await super().receive_start()
+        return None if started is None else replace(started, wait_heard=self._wait_heard)
+
+    async def _wait_heard(self) -> float | None:
+        if not await self._wait_joined(self.stream_sid):
             return None
         return self._protocol.joined(trio.current_time())
 
