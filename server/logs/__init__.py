@@ -108,7 +108,13 @@ def log_stranger(log: Callable[..., Any], event: str, *, kind: str = "", **facts
 
 
 _NUMBER = re.compile(r"(?:\+|%2[bB])\d{7,15}\b")
-_SECRET = re.compile(r"(?i)\b(key|token|secret|password|authorization)=[^&\s\"'\\]+")
+_SECRET = re.compile(
+    r"(?i)(key|token|secret|password|authorization)="
+    # Quotes, and a scheme, as in headers that OpenTelemetry cannot read and shows. A quote with
+    # nothing behind it may be the end of a JSON text.
+    r"(?:\\?[\"'](?=\w))?(?:(?:basic|bearer) )?[^&\s\"'\\]+"
+)
+"""A value by its name, or by the end of its name: ``api_key``, ``tavilyApiKey``."""
 
 
 def censored(text: str) -> str:

@@ -8,6 +8,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+import timeit
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,6 +34,14 @@ def test_a_number_is_shown_without_its_middle(number, shown):
         ("cannot call +584125551234.", "cannot call +58********34."),
         ("GET /calls?to=%2B584125551234", "GET /calls?to=+58********34"),
         ("wss://host/live?key=AIzaSecret&alt=ws", "wss://host/live?key=***&alt=ws"),
+        ("https://host/mcp?api_key=s3cret", "https://host/mcp?api_key=***"),
+        ("https://host/mcp?tavilyApiKey=s3cret&x=1", "https://host/mcp?tavilyApiKey=***&x=1"),
+        ("/?access_token=s3cret&client_secret=s3cret", "/?access_token=***&client_secret=***"),
+        ("invalid: authorization=Bearer s3cret", "invalid: authorization=***"),
+        ('invalid: authorization="Basic s3cret"', 'invalid: authorization=***"'),
+        (r'{"event": "api_key=\"s3cret\""}', r'{"event": "api_key=***\""}'),
+        ('{"event": "no token=", "n": 1}', '{"event": "no token=", "n": 1}'),
+        ("tokens=17 keys=2 monkeys", "tokens=17 keys=2 monkeys"),
         (
             "at 2026-11-22T23:27:09+00:00 it was -5 +12",
             "at 2026-11-22T23:27:09+00:00 it was -5 +12",
@@ -40,6 +50,16 @@ def test_a_number_is_shown_without_its_middle(number, shown):
 )
 def test_what_others_write_is_censored(line, shown):
     assert censored(line) == shown
+
+
+@pytest.mark.parametrize("piece", ["a", "key", "api_key", "authorization=bearer ", "key='"])
+def test_what_a_line_costs_to_censor_grows_with_its_length_and_no_faster(piece):
+    def cost_s(times: int) -> float:
+        line = piece * times
+        clock = time.process_time  # others' use of the machine does not count
+        return min(timeit.repeat(lambda: censored(line), number=1, repeat=5, timer=clock))
+
+    assert cost_s(32_000) < 100 * cost_s(2_000)
 
 
 class FullDisk(io.StringIO):
