@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -21,7 +23,7 @@ from server.agent.roster.agents import (
     VariablesWrong,
     filled,
 )
-from server.agent.roster.roster import Roster
+from server.agent.roster.roster import Roster, files_beside
 from server.agent.roster.routing import choose
 from server.errors import ConfigurationError
 from server.settings.settings import Settings
@@ -191,6 +193,68 @@ async def test_files_that_change_are_read_at_once_where_that_is_wanted(tmp_path)
                 os.utime(path, (n, n))  # whenever the watch began, it sees a change
                 path.write_text('name = "a"\nvoice = "Puck"\n')
                 await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_wish_from_before_it_looks_is_no_wish_lost(tmp_path):
+    (tmp_path / "a.toml").write_text('name = "a"\n')
+    roster = Roster(Settings.load(_env_file=None, agents=tmp_path))
+    before = roster.agents
+
+    roster.wanted.set()
+
+    await _run_until(roster, lambda: roster.agents is not before, watches=False)
+
+
+@pytest.mark.parametrize("watches", [False, True])
+async def test_files_that_change_before_it_looks_are_read_at_once(tmp_path, watches):
+    path = tmp_path / "a.toml"
+    path.write_text('name = "a"\nvoice = "Kore"\n')
+    roster = Roster(Settings.load(_env_file=None, agents=tmp_path))
+
+    path.write_text('name = "a"\nvoice = "Puck"\nnumbers = "*"\n')
+
+    await _run_until(roster, lambda: roster.agents.by_name["a"].voice == "Puck", watches=watches)
+
+
+async def test_files_that_change_while_they_are_first_read_are_read_again(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('name = "a"\nvoice = "Kore"\n')
+
+    def change(agent: Agent) -> None:
+        path.write_text('name = "a"\nvoice = "Puck"\nnumbers = "*"\n')
+
+    roster = Roster(Settings.load(_env_file=None, agents=tmp_path), change)
+    assert roster.agents.by_name["a"].voice == "Kore"
+
+    await _run_until(roster, lambda: roster.agents.by_name["a"].voice == "Puck", watches=False)
+
+
+async def test_files_that_are_as_they_were_are_not_read_again(tmp_path, monkeypatch):
+    (tmp_path / "a.toml").write_text('name = "a"\n')
+    roster = Roster(Settings.load(_env_file=None, agents=tmp_path))
+    before = roster.agents
+    looks: list[Path] = []
+
+    def look(where: Path) -> frozenset[tuple[str, int, int]]:
+        looks.append(where)
+        return files_beside(where)
+
+    monkeypatch.setattr("server.agent.roster.roster.files_beside", look)
+    monkeypatch.setattr("server.agent.roster.roster.WATCH_S", 0.01)
+
+    for enough in (3, 6):  # what ends with an error is begun again
+        await _run_until(roster, lambda enough=enough: len(looks) >= enough, watches=True)
+
+    assert roster.agents is before
+
+
+async def _run_until(roster: Roster, condition: Callable[[], bool], *, watches: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(roster.run, watches=watches))
+        with trio.fail_after(60):
+            while not condition():  # noqa: ASYNC110
+                await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
 
 

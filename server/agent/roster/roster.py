@@ -45,11 +45,16 @@ class Roster:
     """
 
     def __init__(self, settings: Settings, check: Check = no_check) -> None:
-        self.agents = read_agents(settings, check)
         self._settings = settings
         self._check = check
         self._reading = trio.Lock()
         self.wanted = Signal()
+        # Both from before the files are read: a process that starts is told of changes, too, and
+        # it may take a while until it looks.
+        self._told = self.wanted.next()
+        where = settings.agents
+        self._seen = frozenset() if where is None else files_beside(where)
+        self.agents = read_agents(settings, check)
 
     async def reload(self) -> Agents:
         """Read all files again; if one of them is wrong, everything stays as it was.
@@ -74,22 +79,21 @@ class Roster:
     async def run(self, *, watches: bool) -> None:
         """Read the files again whenever that is wanted, until cancelled.
 
+        What was wanted, or has changed, since they were first read is read at once.
+
         Args:
-            watches: Whether a file that has changed is reason enough.
+            watches: Whether a file that changes from now on is reason enough.
         """
         where = self._settings.agents
-        seen = await _versions(where)
-        told = self.wanted.next()
         while True:
-            with trio.move_on_after(WATCH_S if watches and where is not None else inf) as pause:
-                await told.wait()
             now = await _versions(where)
-            if pause.cancelled_caught and now == seen:
-                continue
-            # The event is made before reading, so that what is wanted meanwhile is not lost.
-            seen, told = now, self.wanted.next()
-            with suppress(ConfigurationError):  # it has been told; the next change may mend it
-                await self.reload()
+            if self._told.is_set() or now != self._seen:
+                # The event is made before reading, so that what is wanted meanwhile is not lost.
+                self._seen, self._told = now, self.wanted.next()
+                with suppress(ConfigurationError):  # it has been told; the next change may mend it
+                    await self.reload()
+            with trio.move_on_after(WATCH_S if watches and where is not None else inf):
+                await self._told.wait()
 
 
 async def _versions(where: Path | None) -> frozenset[tuple[str, int, int]]:
