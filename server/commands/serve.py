@@ -17,7 +17,7 @@ from server.hooks.sockets import raise_file_limit
 from server.logs import output
 from server.serving.master import Master, master_signals
 from server.serving.notify import Detached
-from server.serving.single import run, stop_signals
+from server.serving.single import choose_hang_up, run, stop_signals
 from server.serving.succession import reload_agents
 from server.settings.settings import Settings
 
@@ -101,6 +101,7 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     signals = stop_signals() if chosen.workers == 1 else master_signals()
     signals.install()
     settings = Settings.load(**overrides)
+    choose_hang_up(settings, signals)
     logs.configure(level=settings.log_level, json=settings.log_json)
     raise_file_limit()
     if chosen.workers > 1:

@@ -36,7 +36,7 @@ from server.hooks.sockets import raise_file_limit
 from server.hooks.stopping import StopSignals, hang_up, signals_held_back
 from server.logs import output
 from server.serving.notify import Detached
-from server.serving.single import hear_reload, known_places, listen, reads_on_hang_up, serve
+from server.serving.single import choose_hang_up, known_places, listen, serve
 from server.serving.succession import Predecessor, Succession
 from server.settings.settings import Settings
 from server.signal import Signal
@@ -113,8 +113,6 @@ class Master:
             resource_tracker.ensure_running()  # or a start would, and let signals through
         status = 0
         self._signals.on_reload = self._tell_read_agents
-        if reads_on_hang_up(self._settings):
-            self._signals.reload_by(hang_up())
         try:
             with listener, self._signals.told(self._stopping, self._kill):
                 try:
@@ -312,12 +310,14 @@ def work(
 ) -> None:
     """What a process of several does: serve, until it or its parent is told to stop."""
     # A service manager or a terminal tells every process, and the parent tells them again: once is
-    # enough. They have been held back since before this process began.
+    # enough. They have been held back since before this process began, and until it is known what
+    # SIGHUP means.
     signals = StopSignals(dict.fromkeys(STOP, False))
-    signals.install()
     output.take_over()
     try:
         settings = Settings.load(**overrides)
+        choose_hang_up(settings, signals)
+        signals.install()
         logs.configure(level=settings.log_level, json=settings.log_json)
         raise_file_limit()
         status = trio.run(_serve, settings, listener, count, index, master, signals)
@@ -351,7 +351,7 @@ async def _serve(
         if begun.is_set():
             service.step_in()
 
-    hear_reload(settings, signals, app)
+    signals.on_reload = service.roster.wanted.set
     words: Mapping[bytes, trio.Event | Signal] = {
         STEP_IN: begun,
         STEP_ASIDE: relieved,

@@ -146,7 +146,7 @@ async def run(
             can_be_met = _join(app, must=takes_over, known=known_places(settings, 1))
             listener = predecessor.listener if predecessor else listen(settings.host, settings.port)
             port = listener.getsockname()[1]
-            hear_reload(settings, signals, app)
+            signals.on_reload = app.service.roster.wanted.set
             succession = None
             if can_be_met:
                 reload = partial(read_agents_again, app)
@@ -200,16 +200,14 @@ def _join(app: OffhookApp, *, must: bool, known: int | None) -> bool:
     return True
 
 
-def hear_reload(settings: Settings, signals: StopSignals, app: OffhookApp) -> None:
-    """Let SIGHUP mean that agents are read again, where no terminal sends it by closing."""
-    signals.on_reload = app.service.roster.wanted.set
-    if reads_on_hang_up(settings):
+def choose_hang_up(settings: Settings, signals: StopSignals) -> None:
+    """Let SIGHUP mean that agents are read again, where no terminal sends it by closing.
+
+    That is known, and to be said, long before there are agents: what comes until then stops
+    nothing, and is met when they are first read.
+    """
+    if settings.agents is not None and not has_terminal():
         signals.reload_by(hang_up())
-
-
-def reads_on_hang_up(settings: Settings) -> bool:
-    """Whether SIGHUP is to have the agents read again, and not to stop the server."""
-    return settings.agents is not None and not has_terminal()
 
 
 async def read_agents_again(app: OffhookApp) -> str:

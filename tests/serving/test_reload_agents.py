@@ -71,6 +71,56 @@ async def test_agents_are_read_again_by_a_command_and_a_signal_and_calls_go_on(
     assert (kept, live) == ("Zephyr", "in-progress")
 
 
+STARTS = {
+    "one process": """
+serve.run = begun
+sys.exit(main())
+""",
+    "two": """
+class Master:
+    def __init__(self, *facts, **more):
+        self.facts = facts
+    async def run(self):
+        return await begun(*self.facts)
+serve.Master = Master
+sys.argv += ["--workers", "2"]
+sys.exit(main())
+""",
+    "one of two": """
+master._serve = begun
+signal.pthread_sigmask(signal.SIG_BLOCK, master.STOP)  # as where one is started
+signal.raise_signal(signal.SIGHUP)
+master.work(None, {}, 2, 0, None)
+""",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("has_agents", [True, False])
+def test_a_wish_to_read_agents_stops_no_server_that_is_just_starting(tmp_path, start, has_agents):
+    describe(tmp_path / "agents", '"Kore"')
+    begin = """
+import signal, sys
+from server.__main__ import main
+from server.commands import serve
+from server.hooks.stopping import StopSignals
+from server.serving import master
+async def begun(*facts, **more):
+    signals = next(fact for fact in facts if isinstance(fact, StopSignals))
+    return 50 + signals.asked
+serve.raise_file_limit = lambda: signal.raise_signal(signal.SIGHUP)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", begin + STARTS[start]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)} | ({"AGENTS": "agents"} if has_agents else {}),
+        start_new_session=True,
+        check=False,
+    )
+
+    assert ended.returncode == (50 if has_agents else 51)
+
+
 async def test_without_agents_a_hang_up_drains_as_ever(tmp_path):
     async with server_process(tmp_path, "python -m server", **ROOMY) as server:
         server.tell_to_stop(by=signal.SIGHUP)
