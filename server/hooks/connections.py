@@ -56,6 +56,9 @@ reset the connection, and our last word with it (RFC 9112 section 9.6)."""
 LINGER_BYTES = 256 * 1024
 CLOSE_TIMEOUT_S = 1.0
 """For TLS to say goodbye."""
+WRITE_BYTES = 64 * 1024
+"""So much of an answer is taken in the time that a client has to take something: one that reads
+slowly has as many of these times as its answer is long."""
 LAST_READ_S = 0.5
 """For reading what has come already when a wait is over."""
 LATE_READS = 8
@@ -561,8 +564,13 @@ class Connection(TCPServer):
         # that takes nothing is gone, and nothing of ours waits for it.
         try:
             async with self.send_lock:
-                with trio.fail_after(UNREAD_TIMEOUT_S, shield=True):
-                    await self.stream.send_all(data)
+                due_at, pieces = math.inf, memoryview(data)
+                for start in range(0, len(pieces), WRITE_BYTES):
+                    # From a cancel on, all that is left has the time of the piece it came in.
+                    if due_at == math.inf or trio.current_effective_deadline() > -math.inf:
+                        due_at = trio.current_time() + UNREAD_TIMEOUT_S
+                    with trio.fail_at(due_at, shield=True):
+                        await self.stream.send_all(pieces[start : start + WRITE_BYTES])
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             self._reading.cancel("the client takes nothing")
             await self.protocol.handle(Closed())

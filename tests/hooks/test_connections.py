@@ -48,7 +48,7 @@ from server.headroom import MemoryState
 from server.hooks.connections import FEWEST, Connection, Doors, Listener
 from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrade
 from server.hooks.hypercorn_worker import serve_worker
-from server.hooks.sockets import is_readable
+from server.hooks.sockets import UNREAD_TIMEOUT_S, is_readable
 from server.hooks.turns import MAX_TURN_S, Kind, Turns
 from server.serving.single import listen
 from tests.support.serving import serving
@@ -324,6 +324,93 @@ async def test_a_head_that_nothing_follows_is_written_all_the_same(monkeypatch):
 
     assert answer.startswith(b"HTTP/1.1 200")
     assert written == [answer]
+
+
+class _Reader:
+    """A client that takes so many bytes a second, until it has taken some; and its stream."""
+
+    def __init__(self, bytes_per_s: int, most: int = sys.maxsize) -> None:
+        self._bytes_per_s, self._most = bytes_per_s, most
+        self.taken = bytearray()
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        for start in range(0, len(data), 16 * 1024):
+            if len(self.taken) >= self._most:
+                await trio.sleep_forever()
+            await trio.sleep(16 * 1024 / self._bytes_per_s)
+            self.taken += data[start : start + 16 * 1024]
+
+
+def _answering(reader: _Reader) -> tuple[Connection, list[Event]]:
+    """A connection to a client, and what its protocol is told."""
+    told: list[Event] = []
+
+    class Protocol:
+        async def handle(self, event: Event) -> None:
+            told.append(event)
+
+    connection = Connection(
+        Doors(), None, Config(), WorkerContext(None), ConnectionState({}), reader
+    )
+    connection.protocol = Protocol()
+    return connection, told
+
+
+LONG = os.urandom(1_500_000)
+
+
+async def test_a_client_that_reads_slowly_but_steadily_has_its_whole_answer(autojump_clock):
+    connection, told = _answering(reader := _Reader(16 * 1024))
+
+    await connection.protocol_send(RawData(LONG))
+
+    assert trio.current_time() > 4 * UNREAD_TIMEOUT_S
+    assert reader.taken == LONG
+    assert told == []
+
+
+@pytest.mark.parametrize("taken", [0, 640 * 1024])
+async def test_a_client_that_takes_nothing_or_nothing_more_is_cut(autojump_clock, taken):
+    connection, told = _answering(reader := _Reader(64 * 1024, taken))
+    began_at = trio.current_time()
+
+    await connection.protocol_send(RawData(LONG))
+
+    assert trio.current_time() - began_at == pytest.approx(UNREAD_TIMEOUT_S + taken / (64 * 1024))
+    assert len(reader.taken) == taken
+    assert told == [Closed()]
+
+
+@pytest.mark.parametrize(("bytes_per_s", "is_whole"), [(512 * 1024, True), (16 * 1024, False)])
+async def test_whoever_is_to_end_finishes_its_message_and_waits_for_no_slow_reader(
+    autojump_clock, bytes_per_s, is_whole
+):
+    connection, _ = _answering(reader := _Reader(bytes_per_s))
+
+    with trio.move_on_after(1.0):
+        await connection.protocol_send(RawData(LONG))
+
+    assert trio.current_time() <= 1.0 + UNREAD_TIMEOUT_S
+    assert (reader.taken == LONG) is is_whole
+
+
+async def test_a_long_answer_comes_whole_over_tls(certificates):
+    async def app(scope, receive, send) -> None:
+        await _answer(send, body=LONG)
+
+    files, context = certificates
+    async with _served(app, **files) as address:
+        client = await trio.open_ssl_over_tcp_stream(
+            *address, ssl_context=context, https_compatible=True
+        )
+        with trio.fail_after(60):
+            await client.send_all(b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+            answer = b""
+            while piece := await client.receive_some():
+                answer += piece
+            await client.aclose()
+
+    assert answer.endswith(b"\r\n\r\n" + LONG)
 
 
 async def test_an_answer_before_the_body_has_come_is_announced_as_the_last():
