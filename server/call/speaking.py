@@ -211,7 +211,7 @@ class Speaking:
             c.turns.agent_cut_for_nothing(turn, received_at, heard_until=heard_until)
         elif self._playing.cut(turn, received_at, by="model"):
             if spoke:
-                # Too little to demand an answer over the agent; but now nobody speaks any more.
+                # It may have been too little to demand an answer over the agent.
                 c.turns.agent_cut(turn, owed_from=received_at)
             else:
                 c.turns.agent_cut_for_nothing(turn, received_at)

@@ -15,6 +15,8 @@ from server.dialogue.remedies import NEVER
 
 LONGEST_HOLD_S = 12.0
 """Whatever happens, the model is not kept deaf for longer."""
+FIRST_WORDS_S = 5.0
+"""So long a caller's first words may last before the agent begins all the same: it may be noise."""
 
 
 class GreetingWhen(StrEnum):
@@ -84,7 +86,8 @@ class Opening:
         self._speaking_since = at
         waits = self._when is GreetingWhen.AFTER_CALLER and not self._began
         if waits and at <= self.plays_at < NEVER:
-            self.plays_at = at + LONGEST_HOLD_S  # or as soon as they have ended
+            self.plays_at = max(self.plays_at, at + FIRST_WORDS_S)  # or as soon as they have ended
+            self.open_until = max(self.open_until, self.plays_at + self._protect_s)
         if at > self.open_until:
             self.holding = False  # more than a hello: they have something to say
         self._speech_held = True

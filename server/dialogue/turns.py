@@ -331,8 +331,8 @@ class Turns:
             starved_s: How long it had left the caller in silence, because it came too slowly.
                 Whoever hears nothing in the middle of a sentence takes it for the end and speaks,
                 so slow turns are those that are not heard to their ends.
-            owed_from: From when on they are owed an answer, however little they said; NEVER where
-                that is told by what they say.
+            owed_from: From when on they are owed an answer, however little they said, if they are
+                not speaking yet; NEVER where that is told by what they say.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
         if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
@@ -341,7 +341,7 @@ class Turns:
             self._turn.over = True
             if self._awaited is Awaited.CONTINUATION:
                 self._settle()
-        if owed_from < NEVER and self._awaited is None:
+        if owed_from < NEVER and self._awaited is None and not self.caller_speaking:
             self.ask(Awaited.ANSWER, owed_from)
 
     def agent_cut_for_nothing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.dialogue.opening import LONGEST_HOLD_S, GreetingWhen, Opening
+from server.dialogue.opening import FIRST_WORDS_S, GreetingWhen, Opening
 
 FRAME = bytes(range(160))
 SILENT = b"\xff" * 160
@@ -127,11 +127,23 @@ def test_who_has_begun_their_first_word_before_the_deadline_is_let_finish():
     opening = Opening(greets=True, when=GreetingWhen.AFTER_CALLER, deadline_s=3.0)
     opening.answered(10.0)
     opening.speech_started(12.5)
-    speaking = opening.plays_at
+    speaking, protected_until = opening.plays_at, opening.open_until
     opening.speech_ended(14.6)
 
-    assert speaking == 12.5 + LONGEST_HOLD_S
+    assert speaking == 12.5 + FIRST_WORDS_S
+    assert protected_until == speaking + 2.0
     assert opening.plays_at == 14.6
+
+
+def test_noise_puts_the_greeting_off_for_a_few_seconds_and_no_earlier_than_without_it():
+    opening = Opening(greets=True, when=GreetingWhen.AFTER_CALLER, deadline_s=8.0)
+    opening.answered(10.0)
+    opening.speech_started(10.3)
+    soon = opening.plays_at
+    opening.speech_started(17.0)
+
+    assert soon == 18.0
+    assert opening.plays_at == 17.0 + FIRST_WORDS_S
 
 
 @pytest.mark.parametrize("when", GreetingWhen)

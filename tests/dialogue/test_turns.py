@@ -520,20 +520,32 @@ def test_the_rest_of_a_turn_that_the_model_broke_off_is_asked_for_when_the_rest_
     assert conversation.now == pytest.approx(3.0 + PATIENCE.rung_timeout_s)
 
 
-@pytest.mark.parametrize("speech_s", [0.1, 0.5])
-def test_a_turn_that_is_cut_in_the_middle_of_a_sound_owes_an_answer_however_short_that_was(
-    speech_s,
-):
+def test_a_turn_that_is_cut_when_the_caller_has_spoken_owes_an_answer_however_little_that_was():
     conversation = talk()
     turns = conversation.turns
     turns.agent_audio(1, 3.0, audible=True, now=0.0)
     turns.caller_started(1.0)
+    turns.caller_ended(1.4, 1.9, speech_s=0.4, agent_until=3.0)
+    conversation.now = 2.0
+    turns.agent_cut(1, owed_from=2.0)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 2.0 + PATIENCE.reply_timeout_s
+
+
+@pytest.mark.parametrize("speech_s", [0.5, 4.0, 11.0])
+def test_a_turn_that_is_cut_while_the_caller_speaks_owes_an_answer_from_their_end_on(speech_s):
+    conversation = talk()
+    turns = conversation.turns
+    turns.agent_audio(1, 3.0, audible=True, now=0.0)
+    turns.caller_started(1.0)
+    turns.caller_active(1.4)
     turns.agent_cut(1, owed_from=1.4)
     ended_at = conversation.now = 1.0 + speech_s + 0.5
     turns.caller_ended(1.0 + speech_s, ended_at, speech_s=speech_s, agent_until=1.4)
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
-    assert conversation.now <= ended_at + PATIENCE.reply_timeout_s
+    assert conversation.now == ended_at + PATIENCE.reply_timeout_s
 
 
 def test_a_cut_changes_nothing_of_what_is_owed_already():
