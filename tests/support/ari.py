@@ -77,6 +77,7 @@ class FakeAri:
     is_mute: bool = False
     """Whether nobody is told of anything."""
     news: trio.Event = field(default_factory=trio.Event)
+    _ending: set[str] = field(default_factory=set)
 
     # -- the test's ------------------------------------------------------------------------
 
@@ -155,10 +156,14 @@ class FakeAri:
 
     async def ends(self, channel_id: str, cause: int = 16) -> None:
         """A channel is over."""
+        if channel_id in self._ending:  # two have asked for it at once
+            return
+        self._ending.add(channel_id)
         app = self.channels[channel_id]["app"]
         is_media = channel_id.startswith("offhook.media.")
         await self.tell(app, "StasisEnd", channel_id)
         del self.channels[channel_id]
+        self._ending.discard(channel_id)
         followers = {one for one, name in self.followed if name == channel_id}
         self.followed -= {(one, channel_id) for one in followers}
         for members in self.bridges.values():
