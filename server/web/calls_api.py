@@ -53,7 +53,7 @@ from server.web.api import (
 )
 from server.web.elsewhere import LOOK_UP_S, Elsewhere, worker_lost
 from server.web.once import MAX_KEY_CHARS, Once
-from server.web.path_prefix import prefix_of
+from server.web.path_prefix import call_path
 
 _T = TypeVar("_T")
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
@@ -314,8 +314,8 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
             "status": call.progress.status.value,
             "carrier": service.accounts.carrier.name,
         }
-        prefix = prefix_of(service.settings.public_url)
-        return Answer(made, 201, {"Location": f"{prefix}/calls/{call.call_sid}"}), True
+        location = call_path(service.settings.public_url, call.call_sid)
+        return Answer(made, 201, {"Location": location}), True
 
     @app.get("/agents")
     @document_response(AgentList)

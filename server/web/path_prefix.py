@@ -30,6 +30,11 @@ def prefix_of(public_url: str | None) -> str:
     return urlsplit(public_url or "").path.rstrip("/")
 
 
+def call_path(public_url: str | None, call_sid: str) -> str:
+    """Where a client finds a call."""
+    return f"{prefix_of(public_url)}/calls/{call_sid}"
+
+
 def without_prefix(scope: Scope, prefix: str) -> Scope:
     """A request's scope as if it had been made without a prefix.
 

@@ -102,6 +102,12 @@ class Talking:
         self.call.handover.report(CallStatus.NO_ANSWER)
         self.connect(MemoryMedia())
 
+    async def comes_back(self) -> None:
+        """Nobody takes the caller over, and they are back."""
+        assert self.call.handover.report(CallStatus.NO_ANSWER)
+        self.connect(MemoryMedia())
+        await wait_all_tasks_blocked()
+
     async def transfer(self) -> None:
         """Ask for it, and have the carrier take the stream away."""
         self.nursery.start_soon(self.ask_for_transfer)
@@ -309,9 +315,7 @@ async def test_a_caller_who_was_transferred_though_nobody_said_so_comes_back(
 ):
     await unheard_of(talking, stops_after_s=stops_after_s)
     await trio.sleep(20.0)
-    assert talking.call.handover.report(CallStatus.NO_ANSWER)
-    talking.connect(MemoryMedia())
-    await wait_all_tasks_blocked()
+    await talking.comes_back()
 
     assert talking.outcome is CallStatus.NO_ANSWER
     assert talking.call.conversation.stage is Stage.TALK
@@ -357,9 +361,7 @@ async def test_a_caller_who_is_transferred_when_that_was_given_up_comes_back(
     await unheard_of(talking, stops_after_s=stops_after_s)
     refused, rings = talking.outcome, talking.call.conversation.stage
     await trio.sleep(25.0)
-    assert talking.call.handover.report(CallStatus.NO_ANSWER)
-    talking.connect(MemoryMedia())
-    await wait_all_tasks_blocked()
+    await talking.comes_back()
 
     assert (refused, rings) == (UNHEARD, Stage.AWAY)
     assert talking.call.conversation.stage is Stage.TALK
@@ -654,9 +656,7 @@ async def test_a_caller_is_back_though_it_rang_longer_than_wanted_and_the_carrie
 ):
     await talking.transfer()
     await trio.sleep(talking.call.conversation.options.transfer_ring_timeout_s + 5.0 + 14.0)
-    assert talking.call.handover.report(CallStatus.NO_ANSWER)
-    talking.connect(MemoryMedia())
-    await wait_all_tasks_blocked()
+    await talking.comes_back()
 
     assert talking.outcome is CallStatus.NO_ANSWER
     assert talking.call.conversation.stage is Stage.TALK

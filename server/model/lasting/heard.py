@@ -169,15 +169,17 @@ class _MadeCall:
 
     def in_words(self, result: ToolResult) -> str:
         """Tell a model that does not remember having called what has come of it."""
-        arguments = msgspec.json.encode(self.call.arguments).decode()
-        response = msgspec.json.encode(result.response).decode()
-        return phrases.was_called(self.call.name, arguments, response)
+        return phrases.was_called(self.call.name, *self._written(result))
 
     def in_short(self, result: ToolResult) -> tuple[str, str]:
         """The call, and what has come of it: without what is long."""
-        arguments = msgspec.json.encode(self.call.arguments).decode()
-        response = msgspec.json.encode(result.response).decode()
+        arguments, response = self._written(result)
         return (
             self.call.name + (f"({arguments})" if len(arguments) <= MAX_SHORT else ""),
             response if len(response) <= MAX_SHORT else "",
         )
+
+    def _written(self, result: ToolResult) -> tuple[str, str]:
+        """The arguments, and what the function has returned, as JSON."""
+        arguments, response = map(msgspec.json.encode, (self.call.arguments, result.response))
+        return arguments.decode(), response.decode()

@@ -27,7 +27,7 @@ from server.web.calls_api import NoSuchAgent, make_known, may_fail, who_speaks
 from server.web.cross_origin import parts_of
 from server.web.elsewhere import Elsewhere
 from server.web.media_door import PAGES
-from server.web.path_prefix import prefix_of
+from server.web.path_prefix import call_path, prefix_of
 
 
 def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
@@ -80,7 +80,7 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             quality=data.quality,
             carrier=pages.name,
         )
-        location = f"{prefix_of(service.settings.public_url)}/calls/{call_sid}"
+        location = call_path(service.settings.public_url, call_sid)
         headers = {"Location": location, "Cache-Control": "no-store"}
         return Answer(made.model_dump(), 201, headers), True
 
