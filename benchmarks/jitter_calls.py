@@ -27,7 +27,8 @@ from codec.line import BYTES_PER_S, FRAME_S
 from server import logs
 from server.app import create_app
 from server.model import AGENT_RATE_HZ
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from server.settings.settings import Settings
 from server.simulators.clock import PatientClock
 from server.simulators.gemini import GeminiSimulator, ModelScript, SimulatedSession, Speech

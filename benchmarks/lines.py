@@ -21,7 +21,8 @@ from rich.table import Table
 
 from benchmarks.percentiles import percentiles
 from server.app import OffhookApp, create_app
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from server.settings.settings import Settings
 from server.simulators.twilio import SimulatedCall
 

@@ -25,7 +25,8 @@ from server import logs
 from server.app import create_app
 from server.demo.embedded import embedded_settings
 from server.dialogue.remedies import LADDER, Rung
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from server.settings.settings import Settings
 
 CALLER, INK, FAINT = "#2563eb", "#1f2937", "#9ca3af"

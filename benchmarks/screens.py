@@ -27,7 +27,8 @@ from benchmarks.options import Options
 from server import logs
 from server.app import OffhookApp, create_app
 from server.demo.embedded import embedded_settings
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from server.simulators.clock import PatientClock
 from server.simulators.gemini.scripts import ANSWERS, FunctionCall, ModelScript
 

@@ -41,7 +41,8 @@ from server.call.call import Call
 from server.call.report.ended import EndedCall
 from server.carrier import CallStatus
 from server.dialogue.endings import EndReason
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from server.settings.settings import Settings
 from server.simulators import gemini as models
 from server.simulators.clock import PatientClock

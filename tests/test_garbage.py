@@ -102,10 +102,23 @@ async def test_two_servers_of_one_process_do_not_take_it_from_each_other(pythons
         outer.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("module", ["server.__main__", "server.asgi"])
-def test_what_a_process_imports_is_never_looked_through(module, tmp_path):
+SERVES = {
+    "the command": (
+        "from server.__main__ import main; from server.commands import serve\n"
+        "serve.trio.run = lambda run: 0; main([])"
+    ),
+    "one of several": (
+        "import server.__main__; from server.serving import master\n"
+        "with master.imported_for_good(): from server.serving import member"
+    ),
+    "hypercorn": "import server.asgi",
+}
+
+
+@pytest.mark.parametrize("start", SERVES.values(), ids=SERVES)
+def test_what_a_process_imports_is_never_looked_through(start, tmp_path):
     script = (
-        f"import gc; full = gc.get_stats()[2]['collections']; import {module}\n"
+        f"import gc; full = gc.get_stats()[2]['collections']; {start}\n"
         "print(gc.get_stats()[2]['collections'] - full, gc.isenabled(), gc.get_freeze_count())"
     )
     collections, is_enabled, frozen = printed_by(script, tmp_path).split()

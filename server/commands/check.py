@@ -20,7 +20,7 @@ from server.checkup.asking import look
 from server.commands.here import in_the_way
 from server.commands.opening import all_agents, with_accounts
 from server.errors import CannotListen, ConfigurationError, ServerError
-from server.serving.single import listen
+from server.serving.listening import listen
 from server.settings.settings import Settings
 
 HEAD_S = 5.0

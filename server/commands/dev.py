@@ -31,7 +31,7 @@ from server.commands.tunnel import find_program, open_tunnel
 from server.commands.watching import Code
 from server.errors import CarrierError, ServerError, innermost
 from server.hooks.stopping import hang_up
-from server.serving.single import listen
+from server.serving.listening import listen
 from server.settings import accounts as account_settings
 from server.settings.settings import Settings
 from server.web.keys import new_key

@@ -13,11 +13,12 @@ import trio
 from server import logs
 from server.cluster.directory.board import MAX_WORKERS
 from server.cluster.directory.meeting import AVAILABLE
+from server.garbage import imported_for_good
 from server.hooks.sockets import raise_file_limit
 from server.logs import output
-from server.serving.master import Master, master_signals
+from server.serving.master import Master
 from server.serving.notify import Detached
-from server.serving.single import choose_hang_up, run, stop_signals
+from server.serving.stops import choose_hang_up, master_signals, stop_signals
 from server.serving.succession import reload_agents
 from server.settings.settings import Settings
 
@@ -114,6 +115,9 @@ def serve(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
             takes_over=chosen.take_over,
         )
         return trio.run(master.run)
+    with imported_for_good():
+        from server.serving.single import run
+
     return trio.run(partial(run, settings, signals, detached, takes_over=chosen.take_over))
 
 

@@ -32,7 +32,8 @@ from server.demo.checks import Outcome
 from server.demo.embedded import embedded_settings
 from server.demo.scripts import DEMO_SCRIPTS, DemoScript
 from server.errors import ConfigurationError, innermost
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from server.simulators.clock import PatientClock
 from server.simulators.twilio import SimulatedCall
 

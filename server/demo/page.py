@@ -14,7 +14,9 @@ from rich.console import Console
 from server import logs
 from server.app import create_app
 from server.demo.embedded import embedded_settings
-from server.serving.single import listen, serve, stop_signals
+from server.serving.listening import listen
+from server.serving.single import serve
+from server.serving.stops import stop_signals
 
 
 def run_page() -> int:

@@ -38,16 +38,13 @@ from hypercorn.utils import repr_socket_addr
 from server.errors import ConfigurationError
 from server.hooks.connections import Doors, Listener
 from server.hooks.detach import DetachableServer
-from server.hooks.keeper import keep_worker, kept, workers_under_command
+from server.hooks.keeper import FAILED_STATUS, keep_worker, kept, workers_under_command
 from server.hooks.sockets import BACKLOG
 from server.hooks.stopping import StopSignals, hang_up, in_main_thread
 from server.logs import output
 from server.supervision import first_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-FAILED_STATUS = 70
-"""The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
 
 
 def make_config(

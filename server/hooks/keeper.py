@@ -36,6 +36,8 @@ from server.hooks.stopping import hang_up, in_main_thread
 from server.logs.output import write_if_taken
 from server.supervision import Restarts
 
+FAILED_STATUS = 70
+"""The exit status of a process whose inside has failed: EX_SOFTWARE of sysexits.h."""
 SIGNALLED_STATUS = 128
 """Plus its number: the status of a process that a signal has ended, as a shell has it."""
 CANNOT_START = b"offhook: a process of this server cannot be started: %s\n"

@@ -5,14 +5,14 @@ The processes are spawned, as the ``hypercorn`` command does it, so that they sh
 and nothing else: another is started in its place, unless one after another dies soon. To stop is to
 have each of them drain. The parent tells each when to take calls, which is at once, unless they are
 to take over from another server: then it is when all of them can.
+
+It imports nothing of what serves, which would be 100 MB and a second of the processor's time.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import socket
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import resource_tracker
@@ -23,30 +23,35 @@ from typing import Any
 import structlog
 import trio
 
-from server import logs
-from server.agent.roster.files import read_agents
-from server.app import create_app
-from server.cluster.directory.board import MAX_WORKERS
 from server.cluster.directory.directory import clear_away_after
 from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
-from server.hooks.hypercorn_worker import FAILED_STATUS
-from server.hooks.keeper import SIGNALLED_STATUS
-from server.hooks.sockets import raise_file_limit
+from server.garbage import imported_for_good
+from server.hooks.keeper import FAILED_STATUS, SIGNALLED_STATUS
 from server.hooks.stopping import StopSignals, hang_up, signals_held_back
-from server.logs import output
+from server.serving.listening import listen
 from server.serving.notify import Detached
-from server.serving.single import choose_hang_up, known_places, listen, serve
+from server.serving.stops import STOP
 from server.serving.succession import Predecessor, Succession
+from server.serving.words import READ_AGENTS, READY, STEP_ASIDE, STEP_IN
 from server.settings.settings import Settings
-from server.signal import Signal
 from server.supervision import Restarts, first_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-READY, STEP_IN, STEP_ASIDE, READ_AGENTS = b"ready", b"step in", b"step aside", b"read agents"
-MAX_WORD_BYTES = 16
-STOP = (signal.SIGTERM, signal.SIGINT, *hang_up())
+
+def work(
+    listener: socket.socket,
+    overrides: Mapping[str, Any],
+    count: int,
+    index: int,
+    master: Connection,
+) -> None:
+    """What is started, once for each process; see :func:`server.serving.member.work`."""
+    with imported_for_good():
+        from server.serving import member
+
+    member.work(listener, overrides, count, index, master)
 
 
 class _NeverStarted(Exception):
@@ -165,6 +170,8 @@ class Master:
 
     async def _read_agents(self) -> str:
         """Have each process read its agents; what is wrong is found here, before any of them."""
+        from server.agent.roster.files import read_agents
+
         await trio.to_thread.run_sync(read_agents, self._settings, abandon_on_cancel=True)
         self._tell_read_agents()
         return f"{len(self._wires)} processes read their agents; the log says what came of it"
@@ -281,12 +288,6 @@ class Master:
                 process.send_bytes(word)
 
 
-def master_signals() -> StopSignals:
-    """What stops a server of several processes."""
-    ends_it = {signal.SIGTERM: True, signal.SIGINT: True}
-    return StopSignals(ends_it | dict.fromkeys(hang_up(), False))
-
-
 def _statuses(failures: BaseExceptionGroup[_NeverStarted]) -> list[int]:
     found: list[int] = []
     for failure in failures.exceptions:
@@ -295,87 +296,3 @@ def _statuses(failures: BaseExceptionGroup[_NeverStarted]) -> list[int]:
         else:
             found.append(failure.status)
     return found
-
-
-# ------------------------------------------------------------------------------------------
-# In the process
-
-
-def work(
-    listener: socket.socket,
-    overrides: Mapping[str, Any],
-    count: int,
-    index: int,
-    master: Connection,
-) -> None:
-    """What a process of several does: serve, until it or its parent is told to stop."""
-    # A service manager or a terminal tells every process, and the parent tells them again: once is
-    # enough. They have been held back since before this process began, and until it is known what
-    # SIGHUP means.
-    signals = StopSignals(dict.fromkeys(STOP, False))
-    output.take_over()
-    try:
-        settings = Settings.load(**overrides)
-        choose_hang_up(settings, signals)
-        signals.install()
-        logs.configure(level=settings.log_level, json=settings.log_json)
-        raise_file_limit()
-        status = trio.run(_serve, settings, listener, count, index, master, signals)
-    except ConfigurationError as error:
-        print(f"offhook: {error}", file=sys.stderr)  # noqa: T201
-        status = 2
-    sys.exit(status)
-
-
-async def _serve(
-    settings: Settings,
-    listener: socket.socket,
-    count: int,
-    index: int,
-    master: Connection,
-    signals: StopSignals,
-) -> int:
-    app = create_app(settings)
-    service = app.service
-    known = known_places(settings, count)
-    service.cluster.join(count, places=MAX_WORKERS, speaks_for_all=index == 0, known=known)
-    service.cluster.stands_aside = True
-    stop, begun, relieved = trio.Event(), trio.Event(), trio.Event()
-
-    async def begin() -> None:
-        # One that is to stop takes nothing over: what it accepts until then is passed on.
-        if not stop.is_set() or begun.is_set():
-            with suppress(OSError):  # the parent has gone already
-                master.send_bytes(READY)
-            await first_of(begun.wait, stop.wait, service.failed.wait)
-        if begun.is_set():
-            service.step_in()
-
-    signals.on_reload = service.roster.wanted.set
-    words: Mapping[bytes, trio.Event | Signal] = {
-        STEP_IN: begun,
-        STEP_ASIDE: relieved,
-        READ_AGENTS: service.roster.wanted,
-    }
-    with signals.told(stop):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_with_parent, stop)
-            nursery.start_soon(_heed, master, words)
-            await serve(app, listener, stop=stop, before=begin, relieved=relieved)
-            nursery.cancel_scope.cancel("the calls have ended")
-    return FAILED_STATUS if app.service.failed.is_set() else 0
-
-
-async def _heed(master: Connection, words: Mapping[bytes, trio.Event | Signal]) -> None:
-    """Set what belongs to each word that the parent says."""
-    with suppress(OSError, EOFError):  # it has gone, which is another's to see
-        while True:
-            await trio.lowlevel.wait_readable(master.fileno())
-            words[master.recv_bytes(MAX_WORD_BYTES)].set()
-
-
-async def _stop_with_parent(stop: trio.Event) -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    await trio.lowlevel.wait_readable(parent.sentinel)
-    stop.set()

@@ -6,11 +6,8 @@ SIGHUP the calls are drained first and hypercorn is asked to stop only when the 
 
 from __future__ import annotations
 
-import errno
 import logging
-import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -22,9 +19,10 @@ from server.app import OffhookApp, create_app
 from server.cluster.directory.board import MAX_WORKERS
 from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
-from server.hooks.hypercorn_worker import FAILED_STATUS, make_config, serve_worker
-from server.hooks.sockets import BACKLOG, holder_of, limit_unread
-from server.hooks.stopping import StopSignals, hang_up, has_terminal
+from server.hooks.hypercorn_worker import make_config, serve_worker
+from server.hooks.keeper import FAILED_STATUS
+from server.hooks.stopping import StopSignals
+from server.serving.listening import listen
 from server.serving.notify import Detached
 from server.serving.succession import Predecessor, Succession
 from server.settings.settings import Settings
@@ -38,38 +36,6 @@ MAX_MESSAGE_BYTES = 64 * 1024
 
 IDLE_TIMEOUT_S = 5
 """A connection that is new, or between requests, must bring a whole request head within this."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one.
-
-    Raises:
-        CannotListen: The address is taken, or not ours to listen on.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        limit_unread(listener)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise CannotListen(f"cannot listen on {host}:{port}: {_remedy(error, port)}") from error
-    return listener
-
-
-def _remedy(error: OSError, port: int) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            holder = holder_of(port) or "another process"
-            return f"{holder} has it; stop that, or choose another port (--port or PORT)"
-        case errno.EACCES:
-            return "ports below 1024 are for the system's administrator; choose another (PORT)"
-        case errno.EADDRNOTAVAIL:
-            return "no network interface of this machine has that address (--host or HOST)"
-        case _:
-            return f"{error.strerror or error} (--host or HOST, --port or PORT)"
 
 
 async def serve(
@@ -200,16 +166,6 @@ def _join(app: OffhookApp, *, must: bool, known: int | None) -> bool:
     return True
 
 
-def choose_hang_up(settings: Settings, signals: StopSignals) -> None:
-    """Let SIGHUP mean that agents are read again, where no terminal sends it by closing.
-
-    That is known, and to be said, long before there are agents: what comes until then stops
-    nothing, and is met when they are first read.
-    """
-    if settings.agents is not None and not has_terminal():
-        signals.reload_by(hang_up())
-
-
 async def read_agents_again(app: OffhookApp) -> str:
     """Read the agents again; returns how many there are.
 
@@ -218,11 +174,3 @@ async def read_agents_again(app: OffhookApp) -> str:
     """
     agents = await app.service.roster.reload()
     return f"agents read: {', '.join(sorted(agents.by_name))}"
-
-
-def stop_signals() -> StopSignals:
-    """What stops a server in one process: a second Ctrl+C ends it at once."""
-    wanted = {signal.SIGTERM: False, signal.SIGINT: True} | dict.fromkeys(hang_up(), False)
-    if sys.platform == "win32":
-        wanted[signal.SIGBREAK] = True  # the only one that a parent can send there
-    return StopSignals(wanted)

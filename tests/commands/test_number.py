@@ -15,7 +15,8 @@ from server.app import create_app
 from server.commands.line import main
 from server.commands.number import ask, point
 from server.errors import CarrierError, ConfigurationError
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from tests.support.accounts import NUMBER, OTHER, open_doubles
 from tests.support.processes import run_command
 

@@ -50,7 +50,7 @@ from server.hooks.http11 import MAX_CHUNKS, MAX_HEAD_LINES, Http11, check_upgrad
 from server.hooks.hypercorn_worker import serve_worker
 from server.hooks.sockets import UNREAD_TIMEOUT_S, is_readable
 from server.hooks.turns import MAX_TURN_S, Kind, Turns
-from server.serving.single import listen
+from server.serving.listening import listen
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets

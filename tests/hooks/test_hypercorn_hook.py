@@ -23,15 +23,15 @@ from hypercorn.config import Config
 from server.app import create_app
 from server.hooks import hypercorn_worker
 from server.hooks.hypercorn_worker import (
-    FAILED_STATUS,
     NOT_LOADED,
     Served,
     install,
     refuse_other_servers,
     serve_worker,
 )
+from server.hooks.keeper import FAILED_STATUS
 from server.hooks.stopping import StopSignals
-from server.serving.single import listen
+from server.serving.listening import listen
 from server.settings.settings import Settings
 
 pytestmark = pytest.mark.sockets

@@ -28,7 +28,7 @@ from server.media import plane as plane_module
 from server.media.bounds import MAX_INBOX
 from server.media.dial import DEAD_PATH_TIMEOUT_S, open_wire, plane_context
 from server.media.plane import Plane
-from server.serving.single import listen
+from server.serving.listening import listen
 from tests.support.websocket_oracle import write_frames
 
 pytestmark = [

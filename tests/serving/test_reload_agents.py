@@ -73,7 +73,7 @@ async def test_agents_are_read_again_by_a_command_and_a_signal_and_calls_go_on(
 
 STARTS = {
     "one process": """
-serve.run = begun
+single.run = begun
 sys.exit(main())
 """,
     "two": """
@@ -87,7 +87,7 @@ sys.argv += ["--workers", "2"]
 sys.exit(main())
 """,
     "one of two": """
-master._serve = begun
+member._serve = begun
 signal.pthread_sigmask(signal.SIG_BLOCK, master.STOP)  # as where one is started
 signal.raise_signal(signal.SIGHUP)
 master.work(None, {}, 2, 0, None)
@@ -104,7 +104,7 @@ import signal, sys
 from server.__main__ import main
 from server.commands import serve
 from server.hooks.stopping import StopSignals
-from server.serving import master
+from server.serving import master, member, single
 async def begun(*facts, **more):
     signals = next(fact for fact in facts if isinstance(fact, StopSignals))
     return 50 + signals.asked

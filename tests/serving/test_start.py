@@ -22,11 +22,12 @@ from benchmarks.ports import free_port
 from server.errors import CannotListen
 from server.hooks.sockets import holder_of
 from server.hooks.stopping import StopSignals
-from server.serving.master import READY, Master
+from server.serving.listening import listen
+from server.serving.master import Master
 from server.serving.notify import Detached
-from server.serving.single import listen
+from server.serving.words import READY
 from server.settings.settings import Settings
-from tests.support.processes import COMMANDS, server_process
+from tests.support.processes import COMMANDS, printed_by, server_process
 
 pytestmark = [pytest.mark.sockets, pytest.mark.slow]
 
@@ -218,3 +219,13 @@ async def test_a_process_that_has_said_that_it_is_ready_has_served(nursery):
 
     assert lived_s is not None
     assert master._serving == set()
+
+
+def test_the_parent_of_several_processes_imports_nothing_of_what_serves(tmp_path):
+    script = "import sys, server.__main__; print(*sys.modules)"
+    imported = set(printed_by(script, tmp_path).split())
+
+    assert "server.serving.master" in imported
+    assert imported.isdisjoint(
+        {"server.app", "server.agent", "google.genai", "quart", "sqlalchemy"}
+    )

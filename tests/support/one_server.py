@@ -9,7 +9,9 @@ import trio
 
 from server import logs
 from server.app import create_app
-from server.serving.single import listen, serve, stop_signals
+from server.serving.listening import listen
+from server.serving.single import serve
+from server.serving.stops import stop_signals
 from server.settings.settings import Settings
 
 

@@ -16,7 +16,8 @@ from websockets.trio.client import connect
 
 from server.app import OffhookApp, create_app
 from server.service import Service
-from server.serving.single import listen, serve
+from server.serving.listening import listen
+from server.serving.single import serve
 from server.settings.settings import Settings
 from server.simulators.gemini import GeminiSimulator
 from server.simulators.twilio import TwilioSimulator

@@ -11,7 +11,7 @@ from twilio.request_validator import RequestValidator
 from server.app import create_app
 from server.carrier.twilio.signature import WebhookVerifier
 from server.errors import ConfigurationError
-from server.serving.single import listen
+from server.serving.listening import listen
 from server.settings.settings import Settings
 from server.settings.values import OWN_PATHS, WEBHOOK_PATHS, public_url
 from server.web.path_prefix import NAMED, prefix_of, without_name, without_prefix
