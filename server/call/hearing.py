@@ -298,6 +298,8 @@ class Hearing:
             case DigitPressed(digit=digit):
                 c.notes.note("digit")
                 c.turns.caller_active(trio.current_time())
+                if self._machine is not None:
+                    self._machine.key_pressed()
                 self._keys.press(digit)
                 c.errands.begin(self._hear_keys)
             case StreamStopped(said=said):
@@ -414,7 +416,12 @@ class Hearing:
     async def _hear_keys(self) -> None:
         """Tell the model what is pressed, once it has been asked for the greeting."""
         await self._conversation.begun.wait()
-        await self._keys.run(self._tell_keys)
+        await self._keys.run(self._tell_keys, self._wait_no_message)
+
+    async def _wait_no_message(self) -> None:
+        """Wait until no message is being left: a word to the model would be taken up in it."""
+        c = self._conversation
+        await c.changed.until(lambda: not c.speaks_to_machine)
 
     async def _tell_keys(self, pressed: str) -> None:
         """Tell the model which keys the caller has pressed; it answers every message."""

@@ -95,6 +95,11 @@ class Machine:
                 return
         self._conversation.turn_changed.set()
 
+    def key_pressed(self) -> None:
+        """The other party has pressed a key."""
+        self._signs.key_pressed(trio.current_time())
+        self._conversation.turn_changed.set()
+
     def line_back(self, now: float) -> None:
         """The line was lost, and is there again."""
         self._signs.silence_begins(now)

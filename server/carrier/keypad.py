@@ -98,8 +98,17 @@ class PressedKeys:
             self._keys += key
             self._pressed.set()
 
-    async def run(self, tell: Callable[[str], Awaitable[None]]) -> None:
-        """Give what was pressed without a pause, or up to a ``#``, to ``tell``."""
+    async def run(
+        self,
+        tell: Callable[[str], Awaitable[None]],
+        wait_free: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+    ) -> None:
+        """Give what was pressed without a pause, or up to a ``#``, to ``tell``.
+
+        Args:
+            tell: Tells the model.
+            wait_free: Waits until the model may be told; what is pressed meanwhile goes along.
+        """
         told_at = -math.inf
         while True:
             await self._wait()
@@ -109,6 +118,7 @@ class PressedKeys:
                     await self._wait()
                 paused = pause.cancelled_caught
             await trio.sleep_until(told_at + TOLD_EVERY_S)  # what is pressed meanwhile goes along
+            await wait_free()
             keys, self._keys, self._pressed = self._keys, "", Once()
             told_at = trio.current_time()
             await tell(keys)

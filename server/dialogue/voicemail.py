@@ -146,6 +146,7 @@ class AnsweringMachine:
         self._heard_at = -NEVER  # when somebody was last heard to speak
         self._began_at: float | None = None  # what is being said there now
         self._spoke_over_us_s = 0.0
+        self._pressed_over_us = False
         self._is_person = False
         self._settled = False
         self._beeps = BeepDetector()
@@ -202,10 +203,27 @@ class AnsweringMachine:
             return
         if self._settled:
             self._spoke_over_us_s += speech_s
-        # An announcement is over when the carrier says so. Who begins to speak then is a person.
-        ended = self.answered_by is not None and self.answered_by.announcement_is_over
-        if ended and self._said_at is not None and began_at > self._said_at:
+        if self._is_no_announcement(began_at):
             self._is_person = True
+
+    def key_pressed(self, now: float) -> None:
+        """A key was pressed there: a word from somebody who says none, and judged by when it comes.
+
+        An announcement may have a key's tones in it, or sound like them.
+        """
+        said_since = now if self._began_at is None else self._began_at
+        self._heard_at = now
+        if self._settled:
+            self._pressed_over_us = True
+        if self._is_no_announcement(said_since):
+            self._is_person = True
+
+    def _is_no_announcement(self, began_at: float) -> bool:
+        """Whether what began then is from a person: the carrier had said that the announcement is
+        over.
+        """
+        is_over = self.answered_by is not None and self.answered_by.announcement_is_over
+        return is_over and self._said_at is not None and began_at > self._said_at
 
     # -- the decision ----------------------------------------------------------------------
 
@@ -240,7 +258,7 @@ class AnsweringMachine:
     @property
     def somebody_spoke(self) -> bool:
         """Whether, since the decision, somebody was heard as no machine is that records."""
-        return self._spoke_over_us_s >= 2 * self.PERSON_SPEECH_S
+        return self._pressed_over_us or self._spoke_over_us_s >= 2 * self.PERSON_SPEECH_S
 
     @property
     def was_told(self) -> bool:

@@ -16,7 +16,7 @@ from server.agent.agent import Agent
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.machine import START_S
-from server.carrier import AnsweredBy, CallStatus, MachineVerdict
+from server.carrier import AnsweredBy, CallStatus, DigitPressed, MachineVerdict
 from server.carrier.twilio.messages import audio_messages
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import Patience
@@ -93,6 +93,16 @@ class Taken(Rig):
         self.audio(SECOND_PCM * seconds, turn)
         self.session.event(GenerationComplete(turn))
         self.session.event(TurnComplete(turn, None))
+
+    async def presses(self, keys: str) -> None:
+        for key in keys:
+            self.media.event(DigitPressed(key))
+        await wait_all_tasks_blocked()
+
+    @property
+    def told(self) -> list[str]:
+        """What the model was told in words."""
+        return [text for _, text in self.session.texts]
 
     async def silent_for(self, seconds: float) -> EndReason | None:
         """Nobody speaks for so long; how the call has ended by then."""
@@ -278,6 +288,71 @@ async def test_a_model_that_tells_of_a_machine_where_a_person_was_found_learns_t
     assert "a person after all" in taken.noted
     assert taken.call.report_voicemail() is False
     assert taken.call.conversation.passing.path.caller_passes == before
+
+
+# ------------------------------------------------------------------------------------------
+# Keys, from somebody who says nothing
+
+
+@pytest.mark.parametrize("policy", [VoicemailPolicy.HANG_UP, VoicemailPolicy.LEAVE_MESSAGE])
+async def test_whoever_answers_with_a_key_is_a_person_and_has_their_answer(
+    autojump_clock, nursery, policy
+):
+    taken = Taken(nursery, voicemail=policy)
+    await taken.begin(nursery)
+    taken.is_called_a_machine()
+    taken.says(2, turn=1)  # "press 1 to confirm"
+    await taken.silent_for(2.0 + QUIET_S - 1.0)
+    await taken.presses("1")
+    await taken.silent_for(2.0)
+    taken.says(2, turn=2)
+    ended = await taken.silent_for(2.0 + 2 * QUIET_S)
+    told = taken.told
+    taken.call.end(EndReason.HUNG_UP)
+
+    assert ended is None
+    assert told == [phrases.keys_pressed("1")]
+    assert "a person after all" in taken.noted
+
+
+async def test_a_key_in_an_announcement_is_not_told_in_the_message(autojump_clock, nursery):
+    taken = Taken(nursery, voicemail=VoicemailPolicy.LEAVE_MESSAGE)
+    await taken.begin(nursery)
+    taken.call.report_voicemail()
+    await taken.presses("1")
+    await taken.hears(BEEP + SILENCE * 5 * FRAME_BYTES)
+    taken.says(4, turn=1)
+    await taken.silent_for(3.9)
+    in_message = taken.told
+    taken.media.echo_marks()
+    await taken.call.finished.wait()
+
+    assert in_message == taken.told == [phrases.leave_message("")]
+    assert taken.call.conversation.end_detail == "message left"
+
+
+async def test_keys_pressed_while_a_message_is_left_are_told_when_it_was_heard(
+    autojump_clock, nursery
+):
+    taken = Taken(nursery, voicemail=VoicemailPolicy.LEAVE_MESSAGE)
+    await taken.begin(nursery)
+    taken.is_called_a_machine()
+    await taken.silent_for(QUIET_S + 0.1)
+    taken.says(10, turn=1)
+    for key in "12":
+        await taken.silent_for(3.0)
+        await taken.presses(key)
+    await taken.silent_for(3.0)
+    in_message = taken.told
+    await taken.silent_for(1.0)
+    taken.media.echo_marks()
+    await taken.silent_for(3.0)
+    after, stage, ended = taken.told, taken.call.conversation.stage, taken.call.end_reason
+    taken.call.end(EndReason.HUNG_UP)
+
+    assert in_message == [phrases.leave_message("")]
+    assert after[1:] == [phrases.NOT_A_MACHINE, phrases.keys_pressed("12")]
+    assert (stage, ended) == (Stage.TALK, None)
 
 
 # ------------------------------------------------------------------------------------------

@@ -216,6 +216,53 @@ def test_a_beep_that_a_detector_takes_for_speech_is_no_person():
     assert machine.decide(6.8, agent_until=0.0) is Finding.MACHINE
 
 
+def test_a_key_after_the_announcement_is_a_person():
+    machine = AnsweringMachine()
+    machine.verdict(AnsweredBy.MACHINE_END_SILENCE, 5.0)
+    machine.key_pressed(10.0)
+
+    assert machine.decide(10.0, agent_until=8.0) is Finding.PERSON
+
+
+def test_a_key_in_an_announcement_is_no_person():
+    before, in_it, goes_on, told = [AnsweringMachine() for _ in range(4)]
+    before.key_pressed(4.0)
+    before.verdict(BEEP, 5.0)
+    in_it.speech_started(1.0)
+    in_it.verdict(AnsweredBy.MACHINE_END_OTHER, 4.5)
+    in_it.key_pressed(5.0)
+    in_it.speech_ended(5.0, speech_s=4.0)
+    goes_on.verdict(AnsweredBy.MACHINE_START, 3.0)
+    goes_on.key_pressed(5.0)
+    told.verdict(AnsweredBy.MACHINE_END_SILENCE, 3.0)
+    told.told(4.0)
+    told.key_pressed(5.0)
+
+    for machine in (before, in_it, goes_on, told):
+        assert machine.decide(5.1, agent_until=0.0) is None
+        heard_beep(machine, 5.5)
+        assert machine.decide(5.5, agent_until=0.0) is Finding.MACHINE
+        assert not machine.somebody_spoke
+
+
+def test_whoever_has_just_pressed_a_key_has_not_been_silent():
+    machine = AnsweringMachine()
+    machine.verdict(AnsweredBy.MACHINE_START, 5.0)
+    machine.key_pressed(10.0)
+
+    assert machine.next_due(agent_until=8.0) == 13.0
+
+
+def test_a_key_after_the_decision_is_somebody():
+    machine = AnsweringMachine()
+    machine.verdict(BEEP, 5.0)
+    assert machine.decide(8.0, agent_until=0.0) is Finding.MACHINE
+    before = machine.somebody_spoke
+    machine.key_pressed(9.0)
+
+    assert (before, machine.somebody_spoke) == (False, True)
+
+
 def test_an_old_beep_is_none():
     machine = AnsweringMachine()
     heard_beep(machine, 1.0)

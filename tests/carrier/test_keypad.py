@@ -122,6 +122,24 @@ async def test_keys_that_nobody_is_told_of_yet_are_no_more_than_that_either(
     assert turns == ["2" * MAX_PRESSED]
 
 
+async def test_keys_wait_until_the_model_may_be_told_and_all_are_told_then(autojump_clock, nursery):
+    keys, free = PressedKeys(1.5), trio.Event()
+    turns: list[str] = []
+
+    async def tell(pressed: str) -> None:
+        turns.append(pressed)
+
+    nursery.start_soon(keys.run, tell, free.wait)
+    for key in "12":
+        keys.press(key)
+        await trio.sleep(3.0)
+    before = list(turns)
+    free.set()
+    await trio.sleep(5.0)
+
+    assert (before, turns) == ([], ["12"])
+
+
 async def test_a_hash_key_soon_after_another_is_told_a_little_later_with_what_is_before_it(
     autojump_clock, nursery
 ):
