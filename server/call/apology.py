@@ -55,12 +55,16 @@ class Apology:
         has_no_line = line is None or line.is_closed  # else the carrier would not ask
         return self._was_fetched or (has_no_line and self.is_owed)
 
-    def fetch(self) -> bool:
+    def fetch(self, *, line_is_over: bool = False) -> bool:
         """The carrier asks how the call goes on: whether the answer is to be the apology.
 
-        It is the same for whoever asks again: they have not got the answer.
+        It is the same for whoever asks again: they have not got the answer. The carrier may just be
+        told by :meth:`say` as well: should it take both, it begins once more.
+
+        Args:
+            line_is_over: Whether the stream is known to be over, though the call still has it.
         """
-        if not self.may_be_fetched:
+        if not (self.may_be_fetched or (line_is_over and self.is_owed)):
             return False
         if not self._was_fetched:
             self._is_said = self._was_fetched = True
@@ -94,6 +98,8 @@ class Apology:
             try:
                 await c.carrier.say_and_hang_up(c.call_sid, text, language)
             except CarrierError as error:
+                if self._is_said:
+                    return True  # it has asked meanwhile: whoever hung up now would cut it short
                 # An inbound call is in progress when the carrier has read how we answer it.
                 is_early = isinstance(error, CallNotInProgress) and c.answered_at is None
                 if wait_s is None or not (is_early or _is_not_done(error)):
@@ -105,8 +111,9 @@ class Apology:
                 else:
                     await trio.sleep(wait_s)
             else:
-                self._is_said = True
-                c.notes.note("apology")
+                if not self._is_said:
+                    self._is_said = True
+                    c.notes.note("apology")
                 return True
         raise AssertionError("unreachable")
 

@@ -221,6 +221,78 @@ async def test_a_carrier_that_does_not_answer_is_told_when_it_asks_after_its_str
     assert is_apology(await rig.calls.resume("CA7", Agent()))
 
 
+async def fails_while_asked_after_its_stream(rig: Rig) -> tuple[Call, Reply]:
+    """A call whose model is lost while its stream, of which the carrier has asked, is not over."""
+    rig.model.failure = None
+    call, reply = await rig.answer(Agent(greeting=""))
+    media = rig.connect(reply)
+    await trio.sleep(1.0)
+    media.say(bytes(160))
+    replies: list[Reply] = []
+
+    async def ask() -> None:
+        replies.append(await rig.calls.resume("CA7", Agent()))
+
+    rig.nursery.start_soon(ask)
+    await trio.sleep(0.5)
+    assert not replies
+    rig.model.session.event(LOST)
+    await trio.sleep(1.0)
+    (answer,) = replies
+    return call, answer
+
+
+REFUSES = CarrierError("no", status=400, code=20001)
+UNSURE = CarrierError("no answer", outcome_unknown=True)
+
+
+@pytest.mark.parametrize("takes_s", [0.1, 0.7])
+@pytest.mark.parametrize("failures", [(REFUSES,), (UNSURE,)])
+async def test_a_call_that_fails_just_when_the_carrier_asks_after_its_stream_is_apologised_for(
+    autojump_clock, nursery, takes_s, failures
+):
+    rig = await failing(nursery, *failures)
+    rig.carrier.takes_s = takes_s
+    call, answer = await fails_while_asked_after_its_stream(rig)
+    await call.finished.wait()
+    await wait_all_tasks_blocked()
+
+    assert call.end_reason is EndReason.MODEL_LOST
+    assert is_apology(answer)
+    assert is_apology(await rig.calls.resume("CA7", Agent()))  # it has not got the answer
+
+
+async def test_an_apology_that_the_carrier_asks_for_while_it_is_told_is_not_cut_short(
+    autojump_clock, nursery
+):
+    rig = await failing(nursery, UNSURE)
+    rig.carrier.takes_s = 0.7
+    call, answer = await fails_while_asked_after_its_stream(rig)
+    await call.finished.wait()
+
+    assert is_apology(answer)
+    assert rig.carrier.hung_up == []
+
+
+async def test_an_apology_that_the_carrier_takes_twice_is_one(autojump_clock, nursery):
+    rig = await failing(nursery)
+    rig.carrier.takes_s = 0.7
+    call, answer = await fails_while_asked_after_its_stream(rig)
+    await call.finished.wait()
+
+    assert is_apology(answer)
+    assert [what for _, what, _ in call.conversation.notes.timeline].count("apology") == 1
+
+
+async def test_a_call_of_which_the_carrier_was_told_while_it_asked_is_ended(
+    autojump_clock, nursery
+):
+    rig = await failing(nursery)
+    _, answer = await fails_while_asked_after_its_stream(rig)
+
+    assert (rig.apologies, answer) == (1, EndCall())
+
+
 async def test_a_caller_who_has_gone_is_not_apologised_to(autojump_clock, nursery):
     rig = await failing(nursery, EARLY, EARLY, EARLY)
     call, _ = await rig.answer()
