@@ -129,6 +129,7 @@ class Machine:
         """Find out whether a machine has answered, and do what the settings say about that."""
         c = self._conversation
         if c.stage is Stage.TO_MACHINE:  # another process had come so far
+            self._signs.decided()
             await self._leave_message()
             return
         silence_counts = True

@@ -248,6 +248,10 @@ class AnsweringMachine:
             return Finding.FAX if self.answered_by is AnsweredBy.FAX else Finding.MACHINE
         return None
 
+    def decided(self) -> None:
+        """It was decided elsewhere that it is a machine: who is heard from now on is somebody."""
+        self._settled = True
+
     def next_due(self, agent_until: float) -> float:
         """When silence alone will have decided, if it lasts."""
         sign_at = self._sign_at

@@ -17,6 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from websockets.frames import Close
 
 from codec.ear import SpeechEnded, SpeechStarted
+from server.agent import phrases
 from server.agent.agent import Agent
 from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
@@ -29,6 +30,7 @@ from server.call.takeover.state import CallState, StateUnreadable
 from server.carrier import (
     AnsweredBy,
     CallStatus,
+    DigitPressed,
     MachineVerdict,
     PlacedCall,
     StatusUpdate,
@@ -944,6 +946,30 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
     assert taken.conversation.stage is Stage.TO_MACHINE
     assert len(texts) == 1
     assert "voicemail system is recording" in texts[0]
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+async def test_whoever_answers_a_message_that_is_left_by_another_process_is_a_person(
+    autojump_clock, nursery, by_key
+):
+    async with two(nursery, options=LEAVES_MESSAGES) as (_, first, second):
+        await leaves_message(first, nursery)
+        await first.die()
+        taken = second.take_up(AGENT)
+        again = await second.connect(nursery)
+        now = trio.current_time()
+        if by_key:
+            again.event(DigitPressed("1"))
+        else:
+            taken._machine.heard(SpeechStarted(now), now)
+            taken._machine.heard(SpeechEnded(now + 0.8, 0.8, now + 0.9), now + 0.9)
+        await says(second, again, 2, "Please call us back.")
+        await trio.sleep(0.5)
+        texts = [text for _, text in second.calls.model.session.texts]
+
+    assert taken.end_reason is None
+    assert taken.conversation.stage is Stage.TALK
+    assert texts[1] == phrases.NOT_A_MACHINE
 
 
 async def test_a_message_of_an_agent_that_has_hung_up_is_left_again_and_ends_the_call(
