@@ -409,7 +409,8 @@ class Hearing:
             case Stop.RESUME:
                 self._playing.resume()
             case Stop.CUT:
-                self._playing.cut(c.agent_turn, now, by="local")
+                if self._playing.cut(c.agent_turn, now, by="local") and c.is_talk:
+                    c.turns.agent_cut(c.agent_turn, owed_from=now)
         self.telling.follow(found, now)
         c.turn_changed.set()
 

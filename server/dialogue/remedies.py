@@ -9,6 +9,12 @@ NEVER = float("inf")
 """When nothing is due."""
 BELIEVED_S = 12.0
 """Speech of which nothing but a detector tells: no transcript, no interruption, no answer."""
+SHORTEST_ANSWERABLE_S = 0.2
+"""Speech of a caller's turn that demands an answer: "yes" has a quarter of a second."""
+SPOKEN_OVER_S = 1.0
+"""Speech over the agent's own that demands an answer: less is "uh-huh", which is well ignored."""
+SHORT_ANSWER_S = 1.0
+"""Speech up to which a turn is a short one, which services are reported to take no notice of."""
 AUDIBLE_S = 0.1
 """Audible agent audio that counts as an answer: a word is longer, a click is not."""
 QUIET_TURN_S = 0.3
@@ -161,6 +167,14 @@ class AgentTurn:
     def why_unheard(self) -> Fault:
         """What was wrong with it, where nothing of it can be heard."""
         return Fault.QUIET_TURN if self.audio_s >= QUIET_TURN_S else Fault.EMPTY_TURN
+
+    @property
+    def may_want_words(self) -> bool:
+        """Whether something is perhaps to be said when its functions have been answered.
+
+        It has asked nothing, and a model that goes on in the same turn tells by its end of that.
+        """
+        return (self.over or self.ends_at_call) and self.text_end not in QUESTION_MARKS
 
     @property
     def is_broken_off(self) -> bool:

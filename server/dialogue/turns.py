@@ -17,8 +17,10 @@ from server.dialogue.remedies import (
     AUDIBLE_S,
     LADDER,
     NEVER,
-    QUESTION_MARKS,
+    SHORT_ANSWER_S,
+    SHORTEST_ANSWERABLE_S,
     SLOW_TURNS,
+    SPOKEN_OVER_S,
     AgentTurn,
     AskIfThere,
     Awaited,
@@ -35,13 +37,6 @@ from server.dialogue.time_left import TimeLeft
 
 CONNECTION_LOST = "CONNECTION_LOST"
 """Our own reason for the end of a turn of which no more will come."""
-
-SHORTEST_ANSWERABLE_S = 0.2
-"""Speech of a caller's turn that demands an answer: "yes" has a quarter of a second."""
-SPOKEN_OVER_S = 1.0
-"""Speech over the agent's own that demands an answer: less is "uh-huh", which is well ignored."""
-SHORT_ANSWER_S = 1.0
-"""Speech up to which a turn is a short one, which services are reported to take no notice of."""
 
 
 @dataclass(slots=True)
@@ -81,6 +76,8 @@ class Turns:
     """Until when a model that says it is at work on more is believed."""
     _turn: AgentTurn = field(default_factory=lambda: AgentTurn(0, over=True))
     _cut_up_to: int = 0
+    _has_stopped_agent: bool = False
+    """Whether the caller has with what they say now: an answer is owed, however little it was."""
     _slow_turns: int = 0
     _quiet_since: float = NEVER
     """Since when the caller has said nothing; NEVER before the call is answered."""
@@ -170,12 +167,14 @@ class Turns:
         """
         self.caller_speaking = False
         self._quiet_since = self._owed_since = now
+        has_stopped, self._has_stopped_agent = self._has_stopped_agent, False
         if self._belief.ended():
             return  # it was counted as over long ago
         if not self._turn.over and self._turn.began_at >= ended_at:
             return  # the model was certain of it sooner, and answers already
         over_agent = agent_until > now
-        if speech_s < (SPOKEN_OVER_S if over_agent else SHORTEST_ANSWERABLE_S):
+        shortest_s = SPOKEN_OVER_S if over_agent else SHORTEST_ANSWERABLE_S
+        if speech_s < shortest_s and not has_stopped:
             return
         if self._awaited is Awaited.GREETING:
             return
@@ -185,7 +184,7 @@ class Turns:
             in_silence = agent_until <= ended_at - speech_s and self._turn.over
             soon_s = self.patience.short_answer_timeout_s
             is_short = sure and in_silence and speech_s <= SHORT_ANSWER_S
-            if is_short and may_hasten and soon_s:
+            if is_short and may_hasten and soon_s and not has_stopped:
                 self._deadline = self._haste.begin(self._deadline, now + soon_s)
             return
         if sure is False:
@@ -232,7 +231,8 @@ class Turns:
             agent_turn.called_tools = False
         if audible and self._working_until > -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s
-        if self._awaited is None or not agent_turn.is_audible:
+        is_owed = self._awaited is not None or self._has_stopped_agent
+        if not is_owed or not agent_turn.is_audible:
             return False
         if not self._aided:
             self._rung = 0  # it works again, by itself
@@ -328,11 +328,10 @@ class Turns:
 
         Args:
             turn: The turn.
-            starved_s: How long it had left the caller in silence, because it came too slowly.
-                Whoever hears nothing in the middle of a sentence takes it for the end and speaks,
-                so slow turns are those that are not heard to their ends.
-            owed_from: From when on they are owed an answer, however little they said, if they are
-                not speaking yet; NEVER where that is told by what they say.
+            starved_s: How long it had left the caller in silence, because it came too slowly: who
+                hears nothing in the middle of a sentence takes it for the end, and speaks.
+            owed_from: From when on they are owed an answer, however little they said; from its end
+                on where they still speak. NEVER where that is told by what they say.
         """
         self._cut_up_to = max(self._cut_up_to, turn)
         if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
@@ -341,8 +340,10 @@ class Turns:
             self._turn.over = True
             if self._awaited is Awaited.CONTINUATION:
                 self._settle()
-        if owed_from < NEVER and self._awaited is None and not self.caller_speaking:
-            self.ask(Awaited.ANSWER, owed_from)
+        if owed_from < NEVER and self._awaited is None:
+            self._has_stopped_agent = self.caller_speaking
+            if not self.caller_speaking:
+                self.ask(Awaited.ANSWER, owed_from)
 
     def agent_cut_for_nothing(
         self, turn: int, now: float, *, heard_until: float | None = None
@@ -412,9 +413,7 @@ class Turns:
         if self._quiet_since == NEVER:
             return
         self._quiet_since = max(self._quiet_since, now)
-        # A model that goes on in the same turn says by ending it that it has said all.
-        is_told_later = its.over or its.ends_at_call
-        may_be_owed = words_follow is None and is_told_later and its.text_end not in QUESTION_MARKS
+        may_be_owed = words_follow is None and its.may_want_words
         is_owed = words_follow or (may_be_owed and its.is_audible)
         if is_owed and self._awaited is None and owed_from < NEVER:
             self._expect(Awaited.ANSWER, max(now, owed_from), self.patience.reply_timeout_s)
@@ -502,14 +501,14 @@ class Turns:
         self._timeout_s = timeout_s
         self._deadline = max(now + timeout_s, self._working_until)
         self._haste.over()
-        self._fault, self._may_be_said = None, False
+        self._fault, self._may_be_said, self._has_stopped_agent = None, False, False
         self.rest_due = NEVER
 
     def _settle(self) -> None:
         self._awaited = None
         self._deadline = NEVER
         self._haste.over()
-        self._fault, self._may_be_said = None, False
+        self._fault, self._may_be_said, self._has_stopped_agent = None, False, False
         self.rest_due = NEVER
         self._aided = False
 

@@ -19,14 +19,16 @@ from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 PATIENCE = Patience(reply_timeout_s=6.0, silence_timeout_s=15.0)
 NO_STOP = load_speech("question")[4_000:7_200]
 """0.4 s without a pause."""
+CLIPPED_NO = NO_STOP[:960]
+"""0.12 s of it."""
 
 
 class Interrupting(Rig):
     """A call whose agent is interrupted."""
 
-    def __init__(self, mode: BargeInMode) -> None:
+    def __init__(self, mode: BargeInMode, agent: Agent, **options) -> None:
         super().__init__(
-            agent=Agent(greeting=""), barge_in=mode, patience=PATIENCE, media_timeout_s=600.0
+            agent=agent, barge_in=mode, patience=PATIENCE, media_timeout_s=600.0, **options
         )
 
     async def hears(self, payload: bytes) -> None:
@@ -49,10 +51,65 @@ class Interrupting(Rig):
 
 @pytest.fixture(params=[BargeInMode.BOTH, BargeInMode.MODEL])
 async def call(request, nursery):
-    call = Interrupting(request.param)
+    call = Interrupting(request.param, Agent(greeting=""))
     await call.begin(nursery)
     yield call
     call.call.end(EndReason.HUNG_UP)
+
+
+async def stops_the_agent(call: Interrupting, sound: bytes) -> tuple[bool, list[str], list[str]]:
+    """Stop the agent with a sound that the model notices before the caller is heard to be silent.
+
+    Returns:
+        Whether they were heard to speak then, and what the model was asked for in 5.9 s from when
+        they were not, and in 0.2 s more.
+    """
+    call.audio(SECOND_PCM * 5, turn=1)
+    await call.is_quiet_for(1.0)
+    await call.hears(sound)
+    await call.is_quiet_for(0.1)
+    turns = call.call.conversation.turns
+    spoke = turns.caller_speaking
+    if call.call.conversation.options.barge_in is not BargeInMode.LOCAL:
+        call.model_is_interrupted(1)
+    while turns.caller_speaking:
+        await call.hears(SILENCE * FRAME_BYTES)
+    return spoke, await call.texts_after(5.9), await call.texts_after(0.2)
+
+
+async def test_who_stops_the_agent_with_a_clipped_word_is_owed_an_answer(autojump_clock, call):
+    spoke, waits, asked = await stops_the_agent(call, CLIPPED_NO)
+
+    assert spoke
+    assert call.noted.count("barge-in") == 1
+    assert (waits, asked) == ([], [phrases.NUDGE_TO_ANSWER])
+
+
+async def test_who_stops_the_agent_by_our_own_judgement_is_owed_an_answer_however_little_it_takes(
+    autojump_clock, nursery
+):
+    call = Interrupting(BargeInMode.LOCAL, Agent(greeting=""), barge_in_confirm_s=0.06)
+    await call.begin(nursery)
+    spoke, waits, asked = await stops_the_agent(call, CLIPPED_NO)
+    call.call.end(EndReason.HUNG_UP)
+
+    assert spoke
+    assert call.noted.count("barge-in") == 1
+    assert (waits, asked) == ([], [phrases.NUDGE_TO_ANSWER])
+
+
+async def test_who_stops_the_agent_with_what_the_model_is_not_told_of_is_owed_an_answer(
+    autojump_clock, nursery
+):
+    call = Interrupting(BargeInMode.BOTH, Agent(greeting="", turn_end="local"))
+    await call.begin(nursery)
+    spoke, waits, asked = await stops_the_agent(call, CLIPPED_NO)
+    call.call.end(EndReason.HUNG_UP)
+
+    assert spoke
+    assert call.noted.count("barge-in") == 1
+    assert call.session.told == []
+    assert (waits, asked) == ([], [phrases.NUDGE_TO_ANSWER])
 
 
 async def test_who_stops_the_agent_with_a_word_is_owed_an_answer(autojump_clock, call):

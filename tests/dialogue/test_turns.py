@@ -533,7 +533,7 @@ def test_a_turn_that_is_cut_when_the_caller_has_spoken_owes_an_answer_however_li
     assert conversation.now == 2.0 + PATIENCE.reply_timeout_s
 
 
-@pytest.mark.parametrize("speech_s", [0.5, 4.0, 11.0])
+@pytest.mark.parametrize("speech_s", [0.0, 0.1, 0.5, 4.0, 11.0])
 def test_a_turn_that_is_cut_while_the_caller_speaks_owes_an_answer_from_their_end_on(speech_s):
     conversation = talk()
     turns = conversation.turns
@@ -546,6 +546,52 @@ def test_a_turn_that_is_cut_while_the_caller_speaks_owes_an_answer_from_their_en
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
     assert conversation.now == ended_at + PATIENCE.reply_timeout_s
+
+
+def test_what_stopped_the_agent_is_asked_about_no_sooner_than_usual_however_short_it_was():
+    conversation = talk()
+    turns = conversation.turns
+    turns.agent_audio(1, 3.0, audible=True, now=0.0)
+    turns.caller_started(1.0)
+    turns.agent_cut(1, owed_from=1.0)
+    conversation.now = 1.6
+    turns.caller_ended(1.1, 1.6, speech_s=0.1, agent_until=0.9, sure=True)
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
+    assert conversation.now == 1.6 + PATIENCE.reply_timeout_s
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_who_is_answered_before_it_is_certain_that_they_have_ended_is_owed_nothing_more(is_whole):
+    conversation = talk()
+    turns = conversation.turns
+    turns.agent_audio(1, 3.0, audible=True, now=0.0)
+    turns.caller_started(1.0)
+    turns.agent_cut(1, owed_from=1.1)
+    turns.agent_audio(2, 2.0, audible=True, now=1.3)
+    turns.agent_generated(2)
+    if is_whole:
+        turns.agent_completed(2, None, 1.4)
+    conversation.now, conversation.agent_until = 1.6, 3.3
+    turns.caller_ended(1.1, 1.6, speech_s=0.1, agent_until=3.3)
+
+    assert conversation.wait(until=15.0) is None
+
+
+def test_what_stopped_the_agent_once_makes_the_next_sound_no_longer():
+    conversation = talk()
+    turns = conversation.turns
+    turns.agent_audio(1, 3.0, audible=True, now=0.0)
+    turns.caller_started(1.0)
+    turns.agent_cut(1, owed_from=1.1)
+    turns.caller_ended(1.1, 1.6, speech_s=0.1, agent_until=1.1)
+    conversation.now = 2.0
+    conversation.turn = 1
+    conversation.agent_says()
+    conversation.now = conversation.agent_until
+    conversation.caller_says(0.1)
+
+    assert conversation.wait(until=conversation.now + 10.0) is None
 
 
 def test_a_cut_changes_nothing_of_what_is_owed_already():
