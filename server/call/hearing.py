@@ -208,8 +208,14 @@ class Hearing:
         return answered and self._was_asked and not self._has_come
 
     def _has_missed(self, cut: HeardTurn) -> bool:
-        """Whether the caller has missed a word of it, what the model has not said yet included."""
-        is_whole = cut.turn <= self._conversation.finished_turn
+        """Whether the caller has missed a word of it, what the model has not said yet included.
+
+        Not where they are to hear a newer turn: that would be said a second time.
+        """
+        c = self._conversation
+        if c.agent_turn > cut.turn and not c.was_cut(c.agent_turn):
+            return False
+        is_whole = cut.turn <= c.finished_turn
         return not is_whole or cut.made_s - cut.heard_s > MISSED_S
 
     async def _wait_over(self, line: Line) -> tuple[EndReason, str]:

@@ -39,9 +39,11 @@ from server.model import (
     AgentTranscript,
     GenerationComplete,
     Interrupted,
+    Reconnected,
     ToolCall,
     ToolCallsRequested,
     TurnComplete,
+    Way,
 )
 from server.records.recording import Recorder
 from server.simulators.phone import load_speech
@@ -196,6 +198,71 @@ async def test_an_answer_whose_rest_was_awaited_when_the_line_was_lost_is_gone_o
     assert "five" not in text
     assert (turn["cut"], turn["heard_s"]) == (True, pytest.approx(3.0, abs=0.05))
     assert line.call.conversation.playout.all_heard
+
+
+@tool
+async def look_up() -> str:
+    """Take a second."""
+    await trio.sleep(1.0)
+    return "found"
+
+
+LOST_MODEL = Reconnected("closed-1006", Way.RESUME, "a model", gap_s=0.3, lost_s=0.0)
+
+
+@pytest.mark.parametrize("what", ["a function was answered", "the model was lost, too"])
+async def test_what_the_agent_says_anew_while_the_line_is_lost_is_heard_once(
+    autojump_clock, nursery, what
+):
+    line = Line(nursery, patience=QUIET, agent=Agent(greeting="", tools=(look_up,)))
+    await line.answer()
+    line.session.event(AgentTranscript("one two three four five", 1))
+    line.audio(SECOND_PCM * 5, turn=1)
+    await trio.sleep(3.0)
+    if what == "a function was answered":
+        line.session.event(ToolCallsRequested((ToolCall("1", "look_up", {}),), 1))
+        line.session.event(TurnComplete(1, None))
+        await line.lose()
+        await trio.sleep(1.5)
+    else:
+        await line.lose()
+        line.session.event(TurnComplete(1, CONNECTION_LOST))
+        line.session.event(LOST_MODEL)
+        await trio.sleep(1.5)
+    line.says(2, turn=2, text="six seven")
+    await trio.sleep(1.0)
+    await line.come_back()
+    await trio.sleep(8.0)
+    line.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    (hint,) = line.session.hints
+    cut, whole = line.call.record().as_dict()["transcript"]
+    assert line.texts == []
+    assert "interrupted for 2 seconds" in hint
+    assert "one" not in hint
+    assert (cut["cut"], cut["heard_s"]) == (True, pytest.approx(3.0, abs=0.05))
+    assert (whole["cut"], whole["heard_s"]) == (False, pytest.approx(2.0, abs=0.05))
+    assert len(line.media.payload) == pytest.approx(2 * BYTES_PER_S, abs=FRAME_BYTES)
+    line.call.end(EndReason.HUNG_UP)
+
+
+async def test_the_rest_of_a_turn_is_asked_for_where_nobody_will_hear_the_newer_one(
+    autojump_clock, line
+):
+    line.session.event(AgentTranscript("one two three four five", 1))
+    line.audio(SECOND_PCM * 5, turn=1)
+    await trio.sleep(3.0)
+    await line.lose()
+    line.session.event(TurnComplete(1, None))
+    line.audio(SECOND_PCM, turn=2)
+    line.session.event(Interrupted(2, trio.current_time()))
+    await trio.sleep(0.5)
+    await line.come_back()
+
+    (text,) = line.texts
+    assert "one two three" in text
+    assert line.media.payload == b""
 
 
 async def test_a_caller_who_interrupts_between_two_parts_of_an_answer_cuts_it(autojump_clock, line):
