@@ -333,12 +333,13 @@ class Turns:
             owed_from: From when on they are owed an answer, however little they said; from its end
                 on where they still speak. NEVER where that is told by what they say.
         """
-        self._cut_up_to = max(self._cut_up_to, turn)
+        was_cut, self._cut_up_to = turn <= self._cut_up_to, max(self._cut_up_to, turn)
         if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
             self._slow_turns += 1
         if self._turn.number <= turn:
             self._turn.over = True
-            if self._awaited is Awaited.CONTINUATION:
+            # Of one that was cut before, by the loss of a line, the rest may be asked for by now.
+            if self._awaited is Awaited.CONTINUATION and (owed_from < NEVER or not was_cut):
                 self._settle()
         if owed_from < NEVER and self._awaited is None:
             self._has_stopped_agent = self.caller_speaking
@@ -358,7 +359,7 @@ class Turns:
         self.agent_cut(turn)
         its = self._turn
         was_under_way = its.number == turn and its.audio_s > 0 and not its.generated
-        if heard_until is None or was_under_way:
+        if heard_until is None or (was_under_way and self._awaited is not Awaited.CONTINUATION):
             since = now if heard_until is None else max(now, heard_until)
             self._expect(Awaited.CONTINUATION, since, self.patience.rung_timeout_s)
             # If it was believed, somebody may have spoken whom only the model has heard.

@@ -1074,6 +1074,65 @@ async def test_a_goodbye_that_was_broken_off_is_asked_for_once_when_the_line_is_
     line.call.end(EndReason.HUNG_UP)
 
 
+async def is_interrupted_by_the_line(line: Line) -> None:
+    """The line is lost in the middle of a turn, and the model interrupts that when it is back."""
+    line.session.event(AgentTranscript("one two three four five", 1))
+    line.audio(SECOND_PCM * 5, turn=1)
+    await trio.sleep(3.0)
+    await line.lose()
+    await trio.sleep(0.3)
+    await line.come_back()
+    line.session.event(Interrupted(1, trio.current_time()))
+    line.session.event(TurnComplete(1, None))
+
+
+MODES = (BargeInMode.BOTH, BargeInMode.MODEL, BargeInMode.LOCAL)
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_model_that_is_interrupted_by_being_asked_for_the_rest_still_owes_it(
+    autojump_clock, nursery, mode
+):
+    line = Line(nursery, patience=QUIET, barge_in=mode)
+    await line.answer()
+    await is_interrupted_by_the_line(line)
+    await trio.sleep(5.9)
+    before = len(line.texts)
+    await trio.sleep(0.2)
+    line.call.end(EndReason.HUNG_UP)
+
+    assert before == 1
+    assert line.texts[1:] == [ASK_ON]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("whose", ["ours", "the agent's"])
+async def test_a_goodbye_is_asked_for_once_where_that_interrupts_the_model(
+    autojump_clock, nursery, whose, mode
+):
+    line = Line(nursery, patience=QUIET, barge_in=mode)
+    await line.answer()
+    if whose == "ours":
+        line.call.farewell.begin(EndReason.DRAINED)
+    else:
+        line.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+    asked = len(line.texts)
+    await is_interrupted_by_the_line(line)
+    await trio.sleep(2.0)
+    more = line.texts[asked:]
+    line.says(2, turn=2)
+    await trio.sleep(2.0)
+    half = line.call.end_reason
+    line.media.echo_marks()
+    await line.call.finished.wait()
+
+    assert len(more) == 1
+    assert "Go on from there" in more[0]
+    assert half is None
+    assert line.call.end_reason in (EndReason.DRAINED, EndReason.AGENT_HUNG_UP)
+
+
 async def test_a_phone_that_rings_has_no_line_to_lose(autojump_clock, nursery):
     line = Line(nursery)
     nursery.start_soon(line.call.run)

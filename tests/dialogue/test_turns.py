@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from server.dialogue.remedies import (
     BELIEVED_S,
     LADDER,
+    NEVER,
     AskIfThere,
     Awaited,
     Fault,
@@ -546,6 +547,25 @@ def test_a_turn_that_is_cut_while_the_caller_speaks_owes_an_answer_from_their_en
 
     assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.ANSWER)
     assert conversation.now == ended_at + PATIENCE.reply_timeout_s
+
+
+@pytest.mark.parametrize(
+    ("owed_from", "awaited", "since"),
+    [(NEVER, Awaited.CONTINUATION, 2.0), (3.0, Awaited.ANSWER, 3.0)],
+)
+def test_a_turn_that_is_cut_again_owes_its_rest_unless_it_is_the_caller_who_stops_it(
+    owed_from, awaited, since
+):
+    conversation = talk()
+    turns = conversation.turns
+    turns.agent_audio(1, 5.0, audible=True, now=0.0)
+    turns.agent_cut(1)
+    turns.ask(Awaited.CONTINUATION, 2.0)
+    turns.agent_cut(1, owed_from=owed_from)
+    conversation.now = 3.0
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, awaited)
+    assert conversation.now == since + PATIENCE.reply_timeout_s
 
 
 def test_what_stopped_the_agent_is_asked_about_no_sooner_than_usual_however_short_it_was():
