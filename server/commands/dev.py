@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -30,8 +29,9 @@ from server.commands.serve import overrides_of
 from server.commands.tunnel import find_program, open_tunnel
 from server.commands.watching import Code
 from server.errors import CarrierError, ServerError, innermost
-from server.hooks.stopping import hang_up
+from server.hooks.stopping import StopSignals
 from server.serving.listening import listen
+from server.serving.stops import stop_signals
 from server.settings import accounts as account_settings
 from server.settings.settings import Settings
 from server.web.keys import new_key
@@ -54,9 +54,13 @@ What ``.env`` says of these is for a server that is in use, and only the environ
 
 
 def say(text: str) -> None:
-    """Tell whoever is at the terminal."""
-    sys.stdout.write(f"offhook dev: {text}\n")
-    sys.stdout.flush()
+    """Tell whoever is at the terminal, if anybody still is: there may be numbers to set back."""
+    try:
+        print(f"offhook dev: {text}", flush=True)  # noqa: T201
+    except (OSError, ValueError):
+        # For good, or what could not be written would be tried again as the process ends, and fail
+        # it.
+        sys.stdout = None
 
 
 def dev(chosen: argparse.Namespace) -> int:
@@ -68,45 +72,50 @@ def dev(chosen: argparse.Namespace) -> int:
     """
     overrides = overrides_of(chosen)
     logs.configure(level="WARNING")
-    return trio.run(develop, overrides, chosen.tunnel, chosen.yes)
+    signals = stop_signals()
+    signals.install()
+    return trio.run(develop, overrides, chosen.tunnel, chosen.yes, signals)
 
 
-async def develop(overrides: Mapping[str, Any], tunnel: str, is_sure: bool) -> int:
+async def develop(
+    overrides: Mapping[str, Any], tunnel: str, is_sure: bool, signals: StopSignals
+) -> int:
     """Serve, in a process of its own that is begun again when its code changes.
 
     Args:
         overrides: Settings that the command line has said.
         tunnel: What opens one, ``none``, or ``auto`` for whatever is installed, if it is needed.
         is_sure: Set webhooks unasked.
+        signals: What stops it; a second Ctrl+C, later, kills the server. Neither, however often it
+            comes, keeps a number from being set back.
 
     Raises:
         ConfigurationError: The settings do not fit, or there is no tunnel.
         CannotListen: The address is taken.
     """
+    stop, hurry = trio.Event(), trio.Event()
     failure: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, nursery.cancel_scope)
-            await _develop(overrides, tunnel, is_sure=is_sure)
-    except* ServerError as failures:
-        failure = innermost(failures)
+    with signals.told(stop, hurry.set):
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_at, stop, nursery.cancel_scope)
+                await _develop(overrides, tunnel, hurry, is_sure=is_sure)
+        except* ServerError as failures:
+            failure = innermost(failures)
     if failure is not None:
         raise failure
     return 0
 
 
-async def _stop_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _end_at(stop: trio.Event, scope: trio.CancelScope) -> None:
+    await stop.wait()
+    say("ending")
+    scope.cancel("somebody has asked for it")
+
+
+async def _develop(
+    overrides: Mapping[str, Any], tunnel: str, hurry: trio.Event, *, is_sure: bool
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *hang_up()) as signals:
-        task_status.started()
-        async for _ in signals:
-            say("ending")
-            scope.cancel("somebody has asked for it")
-            return
-
-
-async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) -> None:
     async with AsyncExitStack() as stack:
         in_environment = {name.lower() for name in os.environ}
         said = {
@@ -126,7 +135,7 @@ async def _develop(overrides: Mapping[str, Any], tunnel: str, *, is_sure: bool) 
                 said["api_key"] = new_key()
                 say(f"the API's key, until this ends: {said['api_key']}")
         settings = Settings.load(**said)
-        serving = Serving(settings, said)
+        serving = Serving(settings, said, hurry)
         if settings.account is None or settings.carrier != "twilio":
             await serving.run()
             return
@@ -244,10 +253,12 @@ class Serving:
     Args:
         settings: As the server has them.
         said: Those that it is told, beside what it reads itself.
+        hurry: Set when it is to have no more time to end.
     """
 
     settings: Settings
     said: Mapping[str, Any]
+    hurry: trio.Event
     _has_told: bool = False
 
     async def run(self) -> None:
@@ -258,7 +269,9 @@ class Serving:
             # Whatever the process that begins now may not have read is a change.
             await code.look()
             await everything.look()
-            async with running(self._command, stop_s=stop_s, env=self._env()) as process:
+            async with running(
+                self._command, stop_s=stop_s, hurry=self.hurry, env=self._env()
+            ) as process:
                 changed = await self._wait_over(process, code)
             if changed is None:
                 say(f"the server has ended with status {process.returncode}: mend it, and save")

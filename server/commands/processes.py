@@ -12,6 +12,8 @@ from typing import Any
 
 import trio
 
+from server.supervision import first_of
+
 STOP_S = 10.0
 """How long a program may take to end when it is told to; then it is killed."""
 MAX_LINE_BYTES = 64 * 1024
@@ -27,13 +29,18 @@ else:
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str], *, stop_s: float | None = None, **options: Any
+    command: Sequence[str],
+    *,
+    stop_s: float | None = None,
+    hurry: trio.Event | None = None,
+    **options: Any,
 ) -> AsyncGenerator[trio.Process]:
     """Run a program until the block ends: then it is told to end, and killed if it does not.
 
     Args:
         command: The program and what it is told.
         stop_s: How long it may take to end; :data:`STOP_S` if that is not said.
+        hurry: Set when it may take no longer.
         options: Of :func:`trio.lowlevel.open_process`.
 
     Raises:
@@ -46,16 +53,18 @@ async def running(
         yield process
     finally:
         with trio.CancelScope(shield=True):
-            await stop(process, STOP_S if stop_s is None else stop_s)
+            await stop(process, STOP_S if stop_s is None else stop_s, hurry)
 
 
-async def stop(process: trio.Process, stop_s: float) -> None:
-    """Tell a program to end, and kill it if it does not within so many seconds."""
+async def stop(process: trio.Process, stop_s: float, hurry: trio.Event | None = None) -> None:
+    """Tell a program to end, and kill it if it does not within so many seconds, or before when an
+    event is set.
+    """
     if process.poll() is None:
         process.terminate()
-        with trio.move_on_after(stop_s) as waiting:
-            await process.wait()
-        if waiting.cancelled_caught:
+        with trio.move_on_after(stop_s):
+            await first_of(process.wait, *([] if hurry is None else [hurry.wait]))
+        if process.poll() is None:
             _kill(process)
             await process.wait()
     if process.stdout is not None:

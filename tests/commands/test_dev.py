@@ -17,12 +17,13 @@ import trio
 from benchmarks.ports import free_port
 from server.carrier.account import NumberHooks
 from server.commands import dev, kept, processes
-from server.commands.dev import develop, pointed, url_here
+from server.commands.dev import pointed, url_here
 from server.commands.kept import FILE
 from server.commands.opening import with_accounts
 from server.commands.processes import Output
 from server.commands.tunnel import TunnelLost
 from server.errors import CannotListen, ConfigurationError
+from server.hooks.stopping import StopSignals
 from server.settings.settings import Settings
 from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
 from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
@@ -30,6 +31,7 @@ from tests.support.tunnels import ADDRESS, CLOUDFLARED, install
 pytestmark = pytest.mark.sockets
 PATIENCE_S = 180.0
 BEFORE = "https://production.example.com/twiml"
+develop = partial(dev.develop, signals=StopSignals({}))
 
 
 @pytest.fixture
