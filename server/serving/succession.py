@@ -394,7 +394,8 @@ class Predecessor:
         """
         try:
             async with self._connection:
-                with trio.fail_after(ANSWER_TIMEOUT_S):
+                # It may have refused us long ago, and hung up: that is still there to be read.
+                with suppress(trio.BrokenResourceError), trio.fail_after(ANSWER_TIMEOUT_S):
                     await self._connection.send_all(write_message(ready=True))
                 await _message(self._connection, ANSWER_TIMEOUT_S)
         except TakeOverRefused as refusal:

@@ -24,7 +24,7 @@ from trio.testing import wait_all_tasks_blocked
 from benchmarks.ports import free_port
 from server.carrier import CallStatus
 from server.cluster.directory.meeting import private_directory
-from server.errors import ConfigurationError
+from server.errors import CannotListen, ConfigurationError
 from server.serving import succession as succession_module
 from server.serving.succession import (
     AGENTS,
@@ -34,6 +34,7 @@ from server.serving.succession import (
     SPEAKS,
     SPEAKS_OF_AGENTS,
     START_TIMEOUT_S,
+    Predecessor,
     Succession,
     TakeOverRefused,
     check_version,
@@ -576,6 +577,48 @@ async def test_a_server_goes_on_when_one_that_was_ready_is_gone(monkeypatch, cap
 
         assert not old.relieved.is_set()
     assert "this server goes on" in capsys.readouterr().out
+
+
+@asynccontextmanager
+async def _starting(port: int) -> AsyncGenerator[Predecessor]:
+    """What a server that starts has of the one that it takes over from."""
+    stream = await trio.open_unix_socket(_point(port))
+    await stream.send_all(write_message(speaks=SPEAKS))
+    _, listener = await succession_module._receive(stream, PATIENCE_S)
+    with closing(Predecessor(stream, listener)) as predecessor:
+        yield predecessor
+
+
+async def test_a_server_that_was_refused_for_its_lateness_does_not_step_in(monkeypatch, capsys):
+    monkeypatch.setattr(succession_module, "START_TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        old = Succession(listener, "127.0.0.1", port, None)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(old.run)
+            async with _starting(port) as predecessor:
+                with trio.fail_after(PATIENCE_S):
+                    while "not ready within" not in capsys.readouterr().out:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+                await wait_all_tasks_blocked()  # it has hung up
+
+                with pytest.raises(CannotListen, match="cannot take over: it was not ready within"):
+                    await predecessor.relieve()
+
+                assert not old.relieved.is_set()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_server_steps_in_for_one_that_has_ended_meanwhile():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+            await nursery.start(Succession(listener, "127.0.0.1", port, None).run)
+            async with _starting(port) as predecessor:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await wait_all_tasks_blocked()  # it has hung up
+                    await predecessor.relieve()
 
 
 async def test_a_server_that_ends_leaves_the_meeting_point_to_who_has_it_by_then():
