@@ -259,7 +259,7 @@ class Succession:
     async def _reload(self, connection: trio.SocketStream) -> None:
         try:
             with trio.fail_after(RELOAD_TIMEOUT_S):
-                answer = {"told": await self._reload_agents()}
+                answer = {"told": (await self._reload_agents())[:MAX_TOLD_CHARS]}
         except ConfigurationError as error:
             answer = {"wrong": str(error)[:MAX_TOLD_CHARS]}
         except trio.TooSlowError:

@@ -640,6 +640,9 @@ async def test_whoever_wants_agents_read_is_told_what_came_of_it(monkeypatch):
     async def reads() -> str:
         return "3 agents"
 
+    async def reads_many() -> str:
+        return "\U0001f355" * 5_000
+
     async def refuses() -> str:
         raise ConfigurationError("\U0001f355" * 5_000)
 
@@ -648,6 +651,7 @@ async def test_whoever_wants_agents_read_is_told_what_came_of_it(monkeypatch):
         return ""
 
     assert await _told_of_agents(reads) == "3 agents"
+    assert await _told_of_agents(reads_many) == "\U0001f355" * MAX_TOLD_CHARS
     assert await _told_of_agents(refuses) == "wrong: " + "\U0001f355" * MAX_TOLD_CHARS
     monkeypatch.setattr(succession_module, "RELOAD_TIMEOUT_S", 0.05)
     assert "not read within" in await _told_of_agents(hangs)
