@@ -33,6 +33,7 @@ from server.hooks.stopping import StopSignals
 from server.serving.listening import listen
 from server.serving.stops import stop_signals
 from server.settings import accounts as account_settings
+from server.settings.file import expanded, is_folder
 from server.settings.settings import Settings
 from server.web.keys import new_key
 
@@ -299,13 +300,13 @@ class Serving:
         settings = self.settings
         others = [Path(".env").absolute()]
         if settings.simulated_model_script is not None:
-            others.append(settings.simulated_model_script.expanduser().absolute())
+            others.append(expanded(settings.simulated_model_script).absolute())
         if (agents := settings.agents) is None:
             return Code(Path.cwd(), tuple(others))
-        agents = agents.expanduser().absolute()
+        agents = expanded(agents).absolute()
         if not serves:
             return Code(Path.cwd(), tuple(others), agents=agents)
-        module = agents / "agents.py" if agents.is_dir() else agents
+        module = agents / "agents.py" if is_folder(agents) else agents
         return Code(Path.cwd(), tuple(others), module)
 
     @property

@@ -32,10 +32,16 @@ def in_the_way() -> str | None:
     except OSError:
         return None
     for found in (folder / "server.py", folder / "server" / "__init__.py"):
-        if found.is_file() and found.parent.resolve() not in (OURS, OURS.parent):
+        if _is_file(found) and found.parent.resolve() not in (OURS, OURS.parent):
             name = found.relative_to(folder)
             return (
                 f"{name} in this folder has this program's name: `python -m server` and hypercorn "
                 "would start it in this program's place. Give it another name, or use `offhook`"
             )
     return None
+
+
+def _is_file(path: Path) -> bool:
+    with suppress(OSError):  # whoever may not look there imports nothing from there, either
+        return path.is_file()
+    return False

@@ -64,13 +64,13 @@ def write_project(folder: Path, secret: str) -> None:
     Raises:
         ConfigurationError: There is something in its place, or it cannot be written.
     """
-    there = [name for name in PROJECT if (folder / name).exists() or (folder / name).is_symlink()]
-    if there:
-        raise ConfigurationError(
-            f"{folder} has {', '.join(there[:5])} in it already: nothing was written; name "
-            "another folder"
-        )
     try:
+        there = [name for name in PROJECT if _is_there(folder / name)]
+        if there:
+            raise ConfigurationError(
+                f"{folder} has {', '.join(there[:5])} in it already: nothing was written; name "
+                "another folder"
+            )
         for name in PROJECT:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,10 @@ def write_project(folder: Path, secret: str) -> None:
         raise ConfigurationError(
             f"{error.filename or folder} cannot be written: {error.strerror or error}"
         ) from None
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def _template(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from server.agent.roster.roster import files_beside
+from server.settings.file import is_folder
 
 WATCH_S = 0.5
 """How often it is looked."""
@@ -57,7 +58,7 @@ def versions_in(
     for path in others:
         _note(found, path)
     if agents is not None:
-        beside = agents if agents.is_dir() else agents.parent
+        beside = agents if is_folder(agents) else agents.parent
         found |= {str(beside / name): (at, size) for name, at, size in files_beside(agents)}
     return found
 

@@ -34,6 +34,7 @@ from server.demo.scripts import DEMO_SCRIPTS, DemoScript
 from server.errors import ConfigurationError, innermost
 from server.serving.listening import listen
 from server.serving.single import serve
+from server.settings.file import is_folder
 from server.simulators.clock import PatientClock
 from server.simulators.twilio import SimulatedCall
 
@@ -60,7 +61,7 @@ def run_demo(script: str, out: Path | None = None, say: Path | None = None) -> i
         raise ConfigurationError("--say is for the callee of one script, not of all")
     if out is not None and script == ALL:
         raise ConfigurationError("--out is for the recording of one script, not of all")
-    if out is not None and not out.absolute().parent.is_dir():
+    if out is not None and not is_folder(out.absolute().parent):
         raise ConfigurationError(f"--out {out}: there is no folder {out.absolute().parent}")
     if script != ALL and script not in DEMO_SCRIPTS:
         known = ", ".join((*DEMO_SCRIPTS, ALL))

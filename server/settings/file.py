@@ -11,6 +11,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -70,6 +71,22 @@ def read_settings_file(path: Path, known: Iterable[str]) -> SettingsFile:
         [(each.key, each.value) for each in bindings if each.key is not None], override=True
     )
     return SettingsFile(values, tuple(_warnings(path, bindings, frozenset(known))))
+
+
+def expanded(path: Path) -> Path:
+    """The path with the home that ``~`` names; as it is where nobody has such a home."""
+    with suppress(RuntimeError):
+        return path.expanduser()
+    return path
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, as far as it can be seen: not where its name is too long, or
+    nobody may look.
+    """
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def read_file(path: Path, max_bytes: int, name: str | None = None) -> str:

@@ -178,6 +178,12 @@ def test_all_that_is_wrong_is_told_at_once(folder):
 def test_a_folder_without_agents_is_refused(folder):
     assert "neither" in refusal(folder)
     assert "is not there" in refusal(folder / "no")
+    assert "is not there" in refusal(Path("~nobody-has-this-home/agents"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a name that is too long is not there")
+def test_a_place_that_cannot_be_looked_at_is_refused(folder):
+    assert "cannot be read: File name too long" in refusal(folder / ("n" * 300))
 
 
 def test_bytes_that_are_no_text_are_refused(folder):

@@ -103,7 +103,7 @@ def test_the_command_is_installed_by_its_name():
     assert script.load() is line.main
 
 
-@pytest.mark.parametrize("where", ["nowhere/call.wav"])
+@pytest.mark.parametrize("where", ["nowhere/call.wav", "n" * 300 + "/call.wav"])
 def test_a_recording_goes_only_where_there_is_a_folder(tmp_path, capsys, where):
     assert main(["demo", "--out", str(tmp_path / where)]) == 2
 
@@ -122,6 +122,15 @@ def test_a_folder_that_is_gone_is_in_nobodys_way(tmp_path, monkeypatch, capsys):
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
+
+    assert main(["new-key", "ana"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not everybody may make links there")
+def test_what_cannot_be_looked_at_is_in_nobodys_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "server.py").symlink_to("n" * 300)
 
     assert main(["new-key", "ana"]) == 0
     assert capsys.readouterr().err == ""

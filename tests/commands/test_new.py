@@ -82,6 +82,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         write_project(tmp_path / "file" / "pizzeria", SECRET)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a name that is too long is not there")
+def test_a_folder_that_cannot_be_looked_at_is_named(tmp_path, capsys):
+    assert main(["new", str(tmp_path / ("n" * 300))]) == 2
+
+    assert "cannot be written: File name too long" in capsys.readouterr().err
+
+
 def test_its_settings_are_settings(tmp_path, monkeypatch):
     write_project(tmp_path, SECRET)
     monkeypatch.chdir(tmp_path)

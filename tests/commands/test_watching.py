@@ -56,6 +56,14 @@ def test_files_of_agents_count_where_they_are_wanted(tmp_path):
     ] * 2
 
 
+def test_agents_that_cannot_be_looked_at_are_no_files(tmp_path):
+    (tmp_path / "tools.py").write_text("")
+
+    found = versions_in(tmp_path, agents=tmp_path / ("n" * 300))
+
+    assert list(found) == [str(tmp_path / "tools.py")]
+
+
 def test_links_that_lead_round_in_a_circle_are_not_followed(tmp_path):
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "again").symlink_to(tmp_path)

@@ -24,7 +24,7 @@ from server.agent.roster.agents import ANY_NUMBER, Agents
 from server.agent.roster.described import Misdescribed, check_inbound, described
 from server.errors import ConfigurationError
 from server.logs.authors import watched
-from server.settings.file import read_file, read_text
+from server.settings.file import expanded, read_file, read_text
 from server.settings.settings import Settings
 
 MODULE = "agents.py"
@@ -79,7 +79,15 @@ def read_agents(settings: Settings, check: Check = no_check) -> Agents:
 
 def _files_of(path: Path) -> tuple[list[Path], Path | None]:
     """The TOML files there are, and the module."""
-    path = path.expanduser()
+    path = expanded(path)
+    try:
+        return _files_at(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigurationError(f"AGENTS: {path} cannot be read: {reason}") from None
+
+
+def _files_at(path: Path) -> tuple[list[Path], Path | None]:
     if path.is_dir():
         files = sorted(path.glob("*.toml"))
         module = path / MODULE if (path / MODULE).is_file() else None

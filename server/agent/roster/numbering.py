@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.agent.roster.files import MAX_FILE_BYTES, line_of
 from server.errors import ConfigurationError
-from server.settings.file import read_file
+from server.settings.file import expanded, read_file
 from server.settings.settings import Settings
 
 KEY = "numbers"
@@ -20,7 +20,7 @@ def file_of(settings: Settings, agent: str) -> Path | None:
     where = settings.agents
     if where is None:
         return None
-    where = where.expanduser()
+    where = expanded(where)
     for path in sorted(where.glob("*.toml")) if where.is_dir() else [where]:
         if path.suffix != ".toml":
             continue

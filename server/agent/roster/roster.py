@@ -16,6 +16,7 @@ import trio
 from server.agent.roster.agents import Agents
 from server.agent.roster.files import Check, no_check, read_agents
 from server.errors import ConfigurationError
+from server.settings.file import expanded
 from server.settings.settings import Settings
 from server.signal import Signal
 
@@ -108,7 +109,7 @@ def files_beside(where: Path) -> frozenset[tuple[str, int, int]]:
     Args:
         where: The folder, or one of the files.
     """
-    where = where.expanduser()
+    where = expanded(where)
     found: set[tuple[str, int, int]] = set()
     with (
         suppress(OSError),  # gone for a moment, while somebody replaces it

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from server.errors import ConfigurationError
-from server.settings.file import read_file
+from server.settings.file import expanded, read_file
 from server.simulators.gemini.scripts import FunctionCall, ModelScript, ScriptedTurn
 
 MAX_FILE_BYTES = 256 * 1024
@@ -56,7 +56,7 @@ def with_words(script: ModelScript, path: Path) -> ModelScript:
         ConfigurationError: The file cannot be read, or is no such script.
     """
     try:
-        text = read_file(path.expanduser(), MAX_FILE_BYTES, str(path))
+        text = read_file(expanded(path), MAX_FILE_BYTES, str(path))
         said = msgspec.convert(tomllib.loads(text), _Script)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {error or type(error).__name__}") from None
