@@ -219,6 +219,7 @@ class Speaking:
     def _reconnected(self, news: Reconnected) -> None:
         c, notes = self._conversation, self._conversation.notes
         notes.costs.model = news.model
+        notes.reconnected()
         c.metrics.model_reconnects.labels(news.reason, news.way.value).inc()
         notes.transcript.reconnected(c.agent_turn, words_repeated=news.words_repeated)
         note = notes.note if news.is_smooth else notes.note_trouble

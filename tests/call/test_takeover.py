@@ -52,6 +52,7 @@ from server.model import (
     AgentTranscript,
     CallerTranscript,
     GenerationComplete,
+    Reconnected,
     ResumptionHandle,
     Standing,
     ToolCall,
@@ -59,6 +60,7 @@ from server.model import (
     ToolCallsRequested,
     TurnComplete,
     Usage,
+    Way,
 )
 from server.model.gemini.model import GeminiModel
 from server.model.lasting.model import LastingModel
@@ -279,6 +281,10 @@ async def book(table: int) -> str:
 
 AGENT = Agent(prompt="Be brief.", greeting="Greet.", voice="Kore", tools=(book,))
 BOOK = ToolCallsRequested((ToolCall("id-1", "book", {"table": 7}),), 1)
+
+
+def reconnected(way: Way = Way.RESUME) -> Reconnected:
+    return Reconnected("closed-1006", way, "memory", gap_s=0.2, lost_s=0.0, repeated_s=0.0)
 
 
 async def is_booking(process: Process, nursery: trio.Nursery) -> None:
@@ -635,6 +641,90 @@ async def test_a_tool_is_forgotten_when_a_model_that_was_told_of_it_can_be_resum
         session = second.calls.model.session
         session.event(TurnComplete(2, CONNECTION_LOST))
         session.event(ResumptionHandle("from before it has said anything"))
+        before = registry.state.tools
+        await says(second, again, 3, "Where were we?")
+        after = registry.state.tools
+
+    assert [(tool.id, tool.is_done) for tool in before] == [("id-1", False)]
+    assert after == ()
+
+
+async def has_booked(process: Process, nursery: trio.Nursery) -> MemoryMedia:
+    """A call whose model has asked for a table, and has the answer."""
+    _, media = await on_the_line(process, nursery, AGENT)
+    await says(process, media, 1, "Good morning.")
+    process.calls.model.session.event(BOOK)
+    await trio.sleep(0.3)
+    process.calls.model.session.event(ToolCallsCancelled(("id-1",)))
+    return media
+
+
+@pytest.mark.parametrize("way", Way)
+async def test_a_tool_that_was_run_is_kept_though_a_handle_comes_before_a_new_connection_answers(
+    autojump_clock, nursery, way
+):
+    async with two(nursery) as (registry, first, second):
+        await has_booked(first, nursery)
+        session = first.calls.model.session
+        session.event(TurnComplete(1, CONNECTION_LOST))
+        session.event(reconnected(way))
+        session.event(ResumptionHandle("from before it has said anything"))
+        await trio.sleep(0.3)
+        kept = registry.state.tools
+        await first.die()
+        second.take_up(AGENT)
+        await second.connect(nursery)
+        ((_, told),) = second.calls.model.session.texts
+
+    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert "You have called book a moment ago, and it was run: do not run it again." in told
+
+
+async def test_a_tool_that_was_run_is_forgotten_when_a_new_connection_has_answered(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        media = await has_booked(first, nursery)
+        first.calls.model.session.event(reconnected())
+        await says(first, media, 2, "Your table is booked.")
+        kept = registry.state.tools
+
+    assert kept == ()
+
+
+async def test_a_tool_that_still_runs_at_a_reconnect_is_forgotten_only_when_it_is_done(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        session = first.calls.model.session
+        session.event(BOOK)
+        await trio.sleep(0.3)
+        session.event(reconnected())
+        await says(first, media, 2, "One moment, please.")
+        at_work = registry.state.tools
+        session.event(ToolCallsCancelled(("id-1",)))
+        await says(first, media, 3, "Your table is booked.")
+        done = registry.state.tools
+
+    assert [(tool.id, tool.is_done) for tool in at_work] == [("id-1", False)]
+    assert done == ()
+
+
+async def test_a_tool_of_another_process_is_told_of_though_a_reconnect_comes_between(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, second):
+        await is_booking(first, nursery)
+        await first.die()
+        second.take_up(AGENT)
+        again = await second.connect(nursery)
+        session = second.calls.model.session
+        session.event(TurnComplete(2, None))
+        session.event(reconnected())
+        session.event(ResumptionHandle("from before it has said anything"))
+        await trio.sleep(0.3)
         before = registry.state.tools
         await says(second, again, 3, "Where were we?")
         after = registry.state.tools

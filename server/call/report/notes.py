@@ -54,7 +54,7 @@ class Notes:
         self.replies = Replies()
         self.costs = costs
         self.tools: dict[str, tuple[str, bool]] = {}
-        self._tools_left: frozenset[str] = frozenset()  # of another process
+        self._tools_left: frozenset[str] = frozenset()  # of another process, or connection
         self._is_told_of_left = True
         self.outcome: Outcome | None = None
         self.had_trouble = False
@@ -94,6 +94,17 @@ class Notes:
         model can be resumed with what it is told of them, the next one has to know, too.
         """
         self.tools, self._tools_left = dict(tools), frozenset(tools)
+        self._is_told_of_left = False
+
+    def reconnected(self) -> None:
+        """The model goes on over another connection, and is told what was run: it can be resumed
+        with that only when it has answered, so until then another process has to know.
+        """
+        self._tools_left = frozenset(
+            identity
+            for identity, (_, is_done) in self.tools.items()
+            if is_done or identity in self._tools_left
+        )
         self._is_told_of_left = False
 
     def turn_complete(self) -> None:
