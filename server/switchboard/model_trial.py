@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
 import trio
@@ -34,8 +35,8 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 TRY_MODEL_S = 15.0
 """How long the model is tried without a call: a connection and a set-up, with air."""
 MODEL_ALONE_S = 5.0
-"""So long the model itself is waited for; the rest of the time is its fallback's, as it may be that
-one that was refused while the model is merely away."""
+"""When the model has not answered for so long, its fallback is asked beside it: it may be that one
+that was refused while the model is merely away."""
 LISTEN_S = 0.25
 """How often what other processes say of the account is looked at."""
 TOLD_S = 3.0
@@ -183,26 +184,63 @@ class ModelTrial:
         if pause.kind is not None:
             self._begin()
 
-    async def _ask(self) -> None:
-        """Connect a session of the server's model, for the agent whose call was refused last, or
-        for none if that model does not take what this agent asks for.
+    async def _ask(self, *, is_fallback: bool = False) -> bool:
+        """Connect a session of the server's model, or of its fallback, for the agent whose call was
+        refused last, or for none if that model does not take what this agent asks for.
+
+        Returns:
+            False if the fallback was to be asked, and there is none.
 
         Raises:
             ModelError: It could not be connected.
         """
         # Whoever has seen to it may have changed the agent.
         agent = replace(self._find_agent(self._refused_name) or Agent(), model=None)
+        session = self._model.new_session(agent, _Nobody(), _to_nobody)
         try:
-            await _connect_once(self._model.new_session(agent, _Nobody(), _to_nobody))
+            return await _connect_once(session, is_fallback=is_fallback)
         except ModelSetupRefused as error:
             if error.refusal is not None:
                 raise
-            # It is not the account that is refused, but what this agent asks for, such as a voice
-            # that only its own model has: what the server asks for by itself tells of the account.
-            await _connect_once(self._model.new_session(Agent(), _Nobody(), _to_nobody))
+        # It is not the account that is refused, but what this agent asks for, such as a voice that
+        # only its own model has: what the server asks for by itself tells of the account.
+        session = self._model.new_session(Agent(), _Nobody(), _to_nobody)
+        return await _connect_once(session, is_fallback=is_fallback)
+
+    async def _ask_both(self) -> ModelError | None:
+        """Connect a session of the server's model, or beside it one of its fallback.
+
+        Returns:
+            None as soon as one is taken; else why the model's is not, or the fallback's where the
+            model has not answered in time.
+        """
+        reason = f"no answer within {TRY_MODEL_S:g} s"
+        failure: ModelError | None
+        failure = ModelError(reason, code=None, reason=reason, retryable=True)
+
+        async def ask(*, is_fallback: bool) -> None:
+            nonlocal failure
+            if is_fallback:
+                await trio.sleep(MODEL_ALONE_S)
+            try:
+                if await self._ask(is_fallback=is_fallback):
+                    failure = None
+            except ModelError as error:
+                if failure is not None:  # the other was not taken in this very pass
+                    failure = error
+            if failure is None or not is_fallback:
+                nursery.cancel_scope.cancel("that is all")
+
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + TRY_MODEL_S
+            nursery.start_soon(partial(ask, is_fallback=False))
+            nursery.start_soon(partial(ask, is_fallback=True))
+        return failure
 
     async def _look_whose_it_is(self, kind: Kind) -> None:
-        """Calls pause if the server's model is refused what an agent's own was."""
+        """Calls pause if the server's model is refused what an agent's own was: one that does not
+        answer was not refused, whatever its fallback may say.
+        """
         self._doubted = None
         with trio.move_on_after(TRY_MODEL_S):
             try:
@@ -215,21 +253,19 @@ class ModelTrial:
 
     async def _try_once(self) -> None:
         pause = self._pause
-        with trio.move_on_after(TRY_MODEL_S):
-            try:
-                await self._ask()
-            except ModelError as error:
-                if error.refusal is not None:
-                    self._refused(error.refusal)
-            except Exception:
-                # Not the calls' fault, nor their end: it is tried again like any other failure.
-                logger.exception("the model could not be tried by a bug of ours")
-            else:
-                kind, now = pause.kind, trio.current_time()
-                if pause.accepted(now):
-                    if self._registry is not None and kind is not None:
-                        self._registry.tell_pause(kind.value, 0.0)
-                    self._goes_on(now - pause.since)
+        try:
+            failure = await self._ask_both()
+        except Exception:
+            # Not the calls' fault, nor their end: it is tried again like any other failure.
+            logger.exception("the model could not be tried by a bug of ours")
+        else:
+            kind, now = pause.kind, trio.current_time()
+            if failure is not None and failure.refusal is not None:
+                self._refused(failure.refusal)
+            elif failure is None and pause.accepted(now):
+                if self._registry is not None and kind is not None:
+                    self._registry.tell_pause(kind.value, 0.0)
+                self._goes_on(now - pause.since)
         if trio.current_time() >= pause.try_at:
             pause.not_known(trio.current_time())
             self._tell()
@@ -249,24 +285,31 @@ def _to_nobody(event: SessionEvent) -> None:
     """Nobody listens."""
 
 
-async def _connect_once(session: Session) -> None:
-    """Connect a session, and leave it as soon as the service has taken it, or that of the fallback,
-    if there is one and the model does not answer.
+async def _connect_once(session: Session, *, is_fallback: bool) -> bool:
+    """Connect a session, and leave it as soon as the service has taken it.
+
+    Args:
+        is_fallback: Whether the fallback is connected, and not the model itself.
+
+    Returns:
+        False if there is no fallback.
 
     Raises:
         ModelError: It could not be connected.
     """
     failure: BaseException | None = None
+    is_taken = False
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)
-            with trio.move_on_after(MODEL_ALONE_S) as waiting:
+            if is_fallback:
+                is_taken = await session.reconnect(Way.FALLBACK, "no-connection")
+            else:
                 await session.wait_ready()
-            if waiting.cancelled_caught:
-                await session.reconnect(Way.FALLBACK, "no-connection")
-                await session.wait_ready()  # where there is none
+                is_taken = True
             nursery.cancel_scope.cancel("that is all")
     except* ModelError as failures:
         failure = innermost(failures)
     if failure is not None:
         raise failure
+    return is_taken

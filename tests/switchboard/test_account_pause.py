@@ -27,7 +27,7 @@ from server.refusal import Kind
 from server.switchboard.account_pause import LONGEST_PAUSE_S, AccountPause
 from server.switchboard.calls import Calls
 from server.switchboard.making import refusal_of
-from server.switchboard.model_trial import TRY_MODEL_S
+from server.switchboard.model_trial import MODEL_ALONE_S, TRY_MODEL_S
 from tests.support.fakes import MemoryModel
 from tests.support.switchboards import make_calls
 
@@ -603,30 +603,51 @@ class Endpoint:
     name: str
     failure: ModelError | None = None
     hangs: bool = False
+    takes_s: float = 0.0
     key_name: str = ""
     asked: int = 0
+    opened: int = 0
+    open: int = 0
+    own: Endpoint | None = None  # a model that an agent may have of its own
+
+    def of_model(self, name: str) -> Endpoint:
+        assert self.own is not None
+        assert self.own.name == name
+        return self.own
 
     @asynccontextmanager
     async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[Answers]:
         self.asked += 1
         if self.hangs:
             await trio.sleep_forever()
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.takes_s)
         if self.failure is not None:
             raise self.failure
-        yield Answers()
+        self.opened += 1
+        self.open += 1
+        try:
+            yield Answers()
+        finally:
+            self.open -= 1
 
 
-@pytest.mark.parametrize("hangs", [False, True])
-async def test_a_pause_that_a_refused_fallback_began_ends_with_it_while_the_model_is_away(
-    autojump_clock, nursery, hangs
-):
+@pytest.fixture
+async def both(nursery):
+    """Calls that pause because a model's fallback was refused as well; and the two services."""
     main, fallback = Endpoint("main", NO_QUOTA), Endpoint("fallback", NO_QUOTA)
     calls = make_calls(model=LastingModel(main, fallback=fallback), limits={"quota_pause_s": 60.0})
     await nursery.start(calls.run)
     nursery.start_soon(calls.model_trial.run)
     await ended(calls, Agent())
     assert paused(calls)
+    return calls, main, fallback
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_pause_that_a_refused_fallback_began_ends_with_it_while_the_model_is_away(
+    autojump_clock, both, hangs
+):
+    calls, main, fallback = both
     main.failure, main.hangs = BROKEN, hangs
 
     await trio.sleep(60.0 + TRY_MODEL_S)
@@ -636,6 +657,64 @@ async def test_a_pause_that_a_refused_fallback_began_ends_with_it_while_the_mode
     await trio.sleep(120.0 + TRY_MODEL_S)
 
     assert (still, asked) == (True, 2)
+    assert not paused(calls)
+    assert (fallback.opened, fallback.open, main.open) == (1, 0, 0)
+
+
+async def test_a_pause_ends_with_a_model_that_takes_its_time_though_its_fallback_is_refused(
+    autojump_clock, both
+):
+    calls, main, fallback = both
+    main.failure, main.takes_s = None, MODEL_ALONE_S + 1.0
+
+    await trio.sleep(60.0 + MODEL_ALONE_S)
+    await trio.sleep(0.5)
+    before, asked = paused(calls), fallback.asked
+    await trio.sleep(1.0)
+
+    assert (before, asked) == (True, 2)
+    assert not paused(calls)
+    assert (main.opened, main.open) == (1, 0)
+
+
+async def test_a_pause_ends_with_the_fallback_where_the_model_takes_longer(autojump_clock, both):
+    calls, main, fallback = both
+    main.failure, main.takes_s, fallback.failure = None, TRY_MODEL_S - 1.0, None
+
+    await trio.sleep(60.0 + MODEL_ALONE_S + 1.0)
+
+    assert not paused(calls)
+    assert (main.opened, fallback.opened, fallback.open) == (0, 1, 0)
+
+
+async def test_what_a_fallback_is_refused_counts_when_the_model_has_not_answered_in_time(
+    autojump_clock, both
+):
+    calls, main, fallback = both
+    main.hangs, fallback.failure = True, NO_LOCATION
+
+    await trio.sleep(60.0 + TRY_MODEL_S - 1.0)
+    before = calls.admission.account_pause.kind
+    await trio.sleep(2.0)
+    pause = calls.admission.account_pause
+
+    assert (before, pause.kind) == (Kind.QUOTA, Kind.LOCATION)
+    assert 118.0 < pause.try_at - trio.current_time() < 120.0
+
+
+async def test_what_is_refused_of_an_agents_own_model_and_the_fallback_pauses_nobody_elses_calls(
+    autojump_clock, nursery
+):
+    main, fallback = Endpoint("main", hangs=True), Endpoint("fallback", NO_QUOTA)
+    main.own = Endpoint("retired", NO_QUOTA)
+    calls = make_calls(model=LastingModel(main, fallback=fallback), limits={"quota_pause_s": 60.0})
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.model_trial.run)
+    theirs = await ended(calls, THEIRS)
+    await trio.sleep(TRY_MODEL_S + 1.0)
+
+    assert theirs.refusal is Kind.QUOTA
+    assert (main.asked, fallback.asked) == (1, 1)
     assert not paused(calls)
 
 
