@@ -55,9 +55,13 @@ async def voicemail_reached(call: LiveCall) -> str:
     Use it as soon as you hear a recorded announcement that asks to leave a message, then say
     nothing more: what happens next is taken care of.
     """
-    if call.report_voicemail():
-        return "Understood. Say nothing now."
-    raise ToolError("Nothing can be left here. If nobody is there, hang up.")
+    match call.report_voicemail():
+        case "silence":
+            return "Understood. Say nothing now."
+        case "message":
+            return "That is known, and you are being recorded: go on with the message, to its end."
+        case None:
+            raise ToolError("Nothing can be left here. If nobody is there, hang up.")
 
 
 def transfer_tool(targets: Mapping[str, str]) -> Tool:

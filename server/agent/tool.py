@@ -91,8 +91,11 @@ class LiveCall(Protocol):
         """Connect the caller with somebody else; returns when they are back, and why."""
         ...
 
-    def report_voicemail(self) -> bool:
-        """A machine has picked up; False if nothing is done about that (any more) on this call."""
+    def report_voicemail(self) -> Literal["silence", "message"] | None:
+        """A machine has picked up; returns what is wanted of the agent now: to say nothing, or to
+        go on with the message that it is leaving. None if nothing is done about machines (any more)
+        on this call.
+        """
         ...
 
     def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -369,14 +369,14 @@ class Call:
         """Write down part of what the call was for; see :meth:`Notes.fill_outcome`."""
         return self.conversation.notes.fill_outcome(values)
 
-    def report_voicemail(self) -> bool:
-        """The model says that a machine has picked up; False if nothing is done about that (any
-        more): it is clear already who has.
-        """
-        if self._machine is None or self._machine.is_over:
-            return False
+    def report_voicemail(self) -> Literal["silence", "message"] | None:
+        """The model says that a machine has picked up; see :class:`~server.agent.tool.LiveCall`."""
+        if self.conversation.speaks_to_machine:
+            return "message"
+        if self._machine is None or self._machine.is_over:  # it is clear already who has
+            return None
         self._machine.told()
-        return True
+        return "silence"
 
     async def press_keys(self, keys: str) -> None:
         """Play the tones of telephone keys to the other party; see :meth:`Playing.press_keys`."""

@@ -13,6 +13,7 @@ from codec.line import FRAME_BYTES, FRAME_S, SILENCE
 from codec.path import WebSocket
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.agent.builtin import voicemail_reached
 from server.agent.tool import tool
 from server.call.conversation import Stage
 from server.call.machine import START_S
@@ -286,7 +287,7 @@ async def test_a_model_that_tells_of_a_machine_where_a_person_was_found_learns_t
     await taken.hears(load_speech("question") + SILENCE * round(0.8 / FRAME_S) * FRAME_BYTES)
 
     assert "a person after all" in taken.noted
-    assert taken.call.report_voicemail() is False
+    assert taken.call.report_voicemail() is None
     assert taken.call.conversation.passing.path.caller_passes == before
 
 
@@ -372,6 +373,27 @@ async def recorded(nursery):
     assert len(call.session.texts) == 1
     yield call
     call.call.end(EndReason.HUNG_UP)
+
+
+async def test_a_model_that_tells_of_the_machine_it_is_to_speak_to_is_told_to_go_on(
+    autojump_clock, nursery
+):
+    agent = Agent(greeting="", tools=(voicemail_reached,))
+    taken = Taken(nursery, agent=agent, voicemail=VoicemailPolicy.LEAVE_MESSAGE)
+    await taken.begin(nursery)
+    for turn in (1, 2):
+        told = ToolCall(f"id-{turn}", voicemail_reached.name, {})
+        taken.session.event(ToolCallsRequested((told,), turn))
+        await wait_all_tasks_blocked()
+        if turn == 1:
+            taken.is_called_a_machine()
+            await taken.silent_for(QUIET_S + 0.1)
+    answers = [result.response["output"] for result in taken.session.results]
+    taken.call.end(EndReason.HUNG_UP)
+
+    assert [text for _, text in taken.session.texts] == [phrases.leave_message("")]
+    assert "Say nothing now" in answers[0]
+    assert "go on with the message" in answers[1]
 
 
 async def test_a_model_that_is_away_for_a_while_leaves_the_message_when_it_is_back(

@@ -44,8 +44,8 @@ class FakeCall:
             raise self.transfer_outcome
         return self.transfer_outcome
 
-    def report_voicemail(self) -> bool:
-        return self.direction == "outbound"
+    def report_voicemail(self) -> Literal["silence"] | None:
+        return "silence" if self.direction == "outbound" else None
 
     def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:
         raise ValueError("no outcome")
