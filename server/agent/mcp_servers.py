@@ -44,6 +44,10 @@ logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 CHECK_S = 60.0
 """Between two looks at what a server offers, which also shows whether it is still there."""
+LOOK_AGAIN_S = 1.0
+"""Between two looks at a server whose answers make it doubtful that it is still there, at least."""
+VERDICT_S = 2.0
+"""A function that came to nothing is told of after so long, though the look is not over yet."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Between two attempts to reach a server that is not there: at first, and at most."""
 MAX_NAME = 128
@@ -155,6 +159,15 @@ def _first_of_each_name(tools: Iterable[Tool]) -> Iterable[Tool]:
     return by_name.values()
 
 
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """Whether a server is still there, as whoever has called a function of its asks."""
+
+    raised: trio.Event = field(default_factory=trio.Event)
+    settled: trio.Event = field(default_factory=trio.Event)
+    """It has been looked at since, or is lost."""
+
+
 @dataclass(slots=True)
 class _Connection:
     """One server, reached or not."""
@@ -165,6 +178,7 @@ class _Connection:
     tools: tuple[Tool, ...] = ()
     _client: Client | None = None
     _lost: trio.Event = field(default_factory=trio.Event)
+    _doubt: _Doubt = field(default_factory=_Doubt)
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, and connect again, for ever."""
@@ -174,7 +188,7 @@ class _Connection:
                 with trio.CancelScope() as scope:
                     scope.deadline = trio.current_time() + self.connect_timeout_s
                     async with self._open() as client:
-                        self._lost = trio.Event()
+                        self._lost, self._doubt = trio.Event(), _Doubt()
                         try:
                             self._offer(client, await self._list_tools(client))
                             # What is open by now would not survive a scope of its own being left.
@@ -187,6 +201,8 @@ class _Connection:
                         finally:
                             # To close it may take a while, in which it is of no use any more.
                             self._client, self.tools = None, ()
+                            self._lost.set()
+                            self._doubt.settled.set()
                 reason = "not reached in time"
             except Exception as error:
                 reason = _reason(error)
@@ -242,13 +258,19 @@ class _Connection:
         self.tools = tools
 
     async def _watch(self, client: Client) -> None:
-        """Look from time to time what is offered; returns or raises when the server is lost."""
+        """Look from time to time what is offered, and when in doubt; raises if it is lost."""
+        looked_at = trio.current_time()
         while True:
             with trio.move_on_after(CHECK_S):
-                await self._lost.wait()
-                raise ConnectionError("connection closed")
-            with trio.fail_after(self.connect_timeout_s):
-                found = await self._list_tools(client)
+                await self._doubt.raised.wait()
+                await trio.sleep_until(looked_at + LOOK_AGAIN_S)
+            # Whoever doubts from now on asks for another look.
+            doubt, self._doubt, looked_at = self._doubt, _Doubt(), trio.current_time()
+            try:
+                with trio.fail_after(self.connect_timeout_s):
+                    found = await self._list_tools(client)
+            finally:  # what is lost is marked so by whoever has it, before anybody goes on
+                doubt.settled.set()
             self._offer(client, found)
 
     def _tool(self, found: McpTool) -> Tool:
@@ -270,7 +292,6 @@ class _Connection:
     async def _call(self, name: str, arguments: dict[str, Any]) -> object:
         from anyio import BrokenResourceError, ClosedResourceError
         from mcp.shared.exceptions import MCPError
-        from mcp.types import CONNECTION_CLOSED
 
         client, lost = self._client, self._lost
         if client is None:
@@ -278,10 +299,11 @@ class _Connection:
         try:
             result = await client.call_tool(name, arguments)
         except MCPError as error:
-            if error.code != CONNECTION_CLOSED:
-                raise ToolError(error.message) from None
-            lost.set()
-            raise ToolError("this function cannot be reached now") from None
+            # Its code does not say whether the server is gone: servers have the same ones for
+            # errors of their own, and one that has been deployed anew knows no session.
+            if await self._is_gone(lost):
+                raise ToolError("this function cannot be reached now") from None
+            raise ToolError(error.message) from None
         except (RuntimeError, ValidationError) as error:
             # The answer has come, and does not fit what the server has said of it, or the protocol.
             # What is wrong with it may hold what somebody said; the connection serves other calls.
@@ -289,9 +311,18 @@ class _Connection:
             logger.warning("mcp result cannot be read", server=self.name, tool=name, error=kind)
             raise ToolError("the function was run, but what it returned cannot be read") from None
         except (OSError, BrokenResourceError, ClosedResourceError, httpx2.HTTPError):
-            lost.set()
+            await self._is_gone(lost)
             raise
         return _told(result)
+
+    async def _is_gone(self, lost: trio.Event) -> bool:
+        """Have the server looked at; whether that connection turns out to be lost."""
+        if not lost.is_set():
+            doubt = self._doubt
+            doubt.raised.set()
+            with trio.move_on_after(VERDICT_S):
+                await doubt.settled.wait()
+        return lost.is_set()
 
 
 def _told(result: CallToolResult) -> object:

@@ -7,6 +7,7 @@ import sys
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from server.agent.mcp_servers import (
+    LOOK_AGAIN_S,
     MAX_DESCRIPTION,
     MAX_TOOLS,
+    VERDICT_S,
     McpServers,
     _Connection,
     _Entry,
@@ -36,7 +39,8 @@ from tests.support.toolboxes import FakeCall
 
 pytest.importorskip("mcp")
 
-from mcp.types import CallToolResult, TextContent
+from mcp.shared.exceptions import MCPError
+from mcp.types import CallToolResult, ListToolsResult, TextContent
 from mcp.types import Tool as McpTool
 
 pytestmark = pytest.mark.sockets
@@ -74,7 +78,7 @@ async def test_the_tools_of_a_server_are_offered_and_run():
         with pytest.raises(ToolError, match="item"):
             await run(mcp, "shop__stock", colour="red")
 
-    names = ("stock", "picture", "misfit", "fail", "wait", "die")
+    names = ("stock", "picture", "misfit", "fail", "complain", "wait", "die")
     assert set(tools) == {f"shop__{name}" for name in names}
     stock = tools["shop__stock"]
     assert stock.description == "Say how many of an item are left."
@@ -94,10 +98,10 @@ async def test_a_result_that_does_not_fit_is_nothing_to_other_calls(tmp_path, ca
             with pytest.raises(ToolError, match="was run, but what it returned cannot be read"):
                 await run(mcp, "shop__misfit")
             told = await run(mcp, "shop__stock", item="pear")
+            assert not lost.is_set()
             nursery.cancel_scope.cancel()
 
     assert told["item"] == "pear"
-    assert not lost.is_set()
     assert started.read_text() == "x"
     said = "".join(capsys.readouterr())
     assert "mcp result cannot be read" in said
@@ -116,6 +120,55 @@ async def test_a_server_that_dies_is_started_again_and_the_call_is_told(tmp_path
         told = await run(mcp, "shop__stock", item="plum")
 
     assert told["item"] == "plum"
+
+
+async def test_an_error_of_a_servers_own_is_told_and_is_nothing_to_other_calls(tmp_path):
+    started = tmp_path / "started"
+    async with connected({"shop": stdio(STARTED=str(started))}) as mcp:
+        lost = mcp._connections[0]._lost
+        with pytest.raises(ToolError, match="the till is locked"):
+            await run(mcp, "shop__complain")
+        told = await run(mcp, "shop__stock", item="pear")
+
+    assert told["item"] == "pear"
+    assert started.read_text() == "x"
+    assert mcp._connections[0]._lost is lost
+
+
+async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(nursery, monkeypatch):
+    import hypercorn.trio
+
+    from tests.support.mcp_server import server
+
+    monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
+    app, is_away = server.streamable_http_app(), False
+
+    async def deployed(scope, receive, send):
+        if is_away:
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await app(scope, receive, send)
+
+    config = make_config("127.0.0.1:0", graceful_timeout=0.1, shutdown_timeout=1.0)
+    stop = trio.Event()
+    (origin,) = await nursery.start(
+        partial(hypercorn.trio.serve, deployed, config, shutdown_trigger=stop.wait)
+    )
+    async with connected({"crm": {"url": f"{origin}/mcp"}}) as mcp:
+        lost = mcp._connections[0]._lost
+        is_away = True
+        with pytest.raises(ToolError, match="cannot be reached"):
+            await run(mcp, "crm__stock", item="lime")
+        assert lost.is_set()
+        is_away = False
+        with trio.fail_after(60):
+            while not mcp.tools:  # noqa: ASYNC110 - a server's answers
+                await trio.sleep(0.02)
+        told = await run(mcp, "crm__stock", item="lime")
+    stop.set()
+
+    assert told["item"] == "lime"
 
 
 async def test_a_tool_that_takes_too_long_is_given_up_and_the_connection_stays():
@@ -241,6 +294,78 @@ def test_keys_in_the_setting_are_not_shown():
     settings = Settings.load(_env_file=None, mcp_servers='{"a": {"url": "http://sesame"}}')
 
     assert "sesame" not in repr(settings)
+
+
+# --- Whether a server is still there, as its answers and its silence tell
+
+
+class Shop:
+    """A client of a server that answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.looks: list[float] = []
+        self.error: Exception | None = None
+        self.look_s = 0.0
+
+    async def list_tools(self, cursor: str | None) -> ListToolsResult:
+        self.looks.append(trio.current_time())
+        await trio.sleep(self.look_s)
+        return ListToolsResult(tools=[McpTool(name="stock", input_schema=ITEM)])
+
+    async def call_tool(self, name: str, arguments: dict) -> CallToolResult:
+        await trio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+        return CallToolResult(content=[TextContent(type="text", text="7")])
+
+
+@asynccontextmanager
+async def connected_to(shop: Shop, monkeypatch, connect_timeout_s: float = 10.0):
+    """A connection to this client, whichever is asked for."""
+
+    @asynccontextmanager
+    async def opened(connection: _Connection):
+        yield shop
+
+    monkeypatch.setattr(_Connection, "_open", opened)
+    connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), connect_timeout_s)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(connection.run)
+        yield connection
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_errs_on_every_call_is_looked_at_once_a_second(
+    monkeypatch, autojump_clock
+):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch) as connection:
+        lost = connection._lost
+        shop.error = MCPError(-32000, "the till is locked")
+        for _ in range(40):
+            with pytest.raises(ToolError, match="the till is locked"):
+                await connection._call("stock", {})
+            await trio.sleep(0.1)
+
+        assert connection._lost is lost
+        assert not lost.is_set()
+    between = [later - earlier for earlier, later in pairwise(shop.looks)]
+    assert len(between) > 2
+    assert min(between) >= LOOK_AGAIN_S
+
+
+async def test_an_error_is_told_though_the_server_is_slow_to_be_looked_at(
+    monkeypatch, autojump_clock
+):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch) as connection:
+        shop.error = MCPError(-32602, "no such item")
+        shop.look_s = float("inf")
+        began = trio.current_time()
+        with pytest.raises(ToolError, match="no such item"):
+            await connection._call("stock", {})
+
+    assert trio.current_time() - began == pytest.approx(VERDICT_S)
 
 
 # --- What a server may ask of us

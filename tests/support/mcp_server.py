@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 from mcp.server import MCPServer
+from mcp.shared.exceptions import MCPError
 from mcp.types import ImageContent, TextContent, Tool
 
 
@@ -49,6 +50,12 @@ def misfit() -> str:
 def fail() -> str:
     """Fail."""
     raise RuntimeError("out of stock")
+
+
+@server.tool()
+def complain() -> str:
+    """Answer with an error of the server's own, with the code that clients have for a lost one."""
+    raise MCPError(-32000, "the till is locked")
 
 
 @server.tool()
