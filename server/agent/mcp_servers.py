@@ -60,6 +60,10 @@ MAX_SCHEMA_BYTES = 32 * 1024
 """Of a tool's parameters; one with more is not offered."""
 MAX_PARTS = 100
 """Parts of a result that are told."""
+_OUTCOME_UNKNOWN = (
+    "the connection to this function was lost before it answered; its outcome is not known. Ask "
+    "the caller before you try it again."
+)
 
 
 class _Entry(BaseModel):
@@ -302,7 +306,7 @@ class _Connection:
             # Its code does not say whether the server is gone: servers have the same ones for
             # errors of their own, and one that has been deployed anew knows no session.
             if await self._is_gone(lost):
-                raise ToolError("this function cannot be reached now") from None
+                raise ToolError(_OUTCOME_UNKNOWN) from None
             raise ToolError(error.message) from None
         except (RuntimeError, ValidationError) as error:
             # The answer has come, and does not fit what the server has said of it, or the protocol.
@@ -310,9 +314,10 @@ class _Connection:
             kind = type(error).__name__
             logger.warning("mcp result cannot be read", server=self.name, tool=name, error=kind)
             raise ToolError("the function was run, but what it returned cannot be read") from None
-        except (OSError, BrokenResourceError, ClosedResourceError, httpx2.HTTPError):
+        except (OSError, BrokenResourceError, ClosedResourceError, httpx2.HTTPError) as error:
+            logger.warning("mcp call broke off", server=self.name, tool=name, error=_reason(error))
             await self._is_gone(lost)
-            raise
+            raise ToolError(_OUTCOME_UNKNOWN) from None
         return _told(result)
 
     async def _is_gone(self, lost: trio.Event) -> bool:

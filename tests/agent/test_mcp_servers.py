@@ -112,7 +112,7 @@ async def test_a_server_that_dies_is_started_again_and_the_call_is_told(tmp_path
     monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
     started = tmp_path / "started"
     async with connected({"shop": stdio(STARTED=str(started))}) as mcp:
-        with pytest.raises(ToolError, match="cannot be reached"):
+        with pytest.raises(ToolError, match="its outcome is not known"):
             await run(mcp, "shop__die")
         with trio.fail_after(60):
             while started.read_text() != "xx" or not mcp.tools:  # noqa: ASYNC110 - another process
@@ -158,7 +158,7 @@ async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(nurs
     async with connected({"crm": {"url": f"{origin}/mcp"}}) as mcp:
         lost = mcp._connections[0]._lost
         is_away = True
-        with pytest.raises(ToolError, match="cannot be reached"):
+        with pytest.raises(ToolError, match="its outcome is not known"):
             await run(mcp, "crm__stock", item="lime")
         assert lost.is_set()
         is_away = False
@@ -306,10 +306,13 @@ class Shop:
         self.looks: list[float] = []
         self.error: Exception | None = None
         self.look_s = 0.0
+        self.look_error: Exception | None = None
 
     async def list_tools(self, cursor: str | None) -> ListToolsResult:
         self.looks.append(trio.current_time())
         await trio.sleep(self.look_s)
+        if self.look_error is not None:
+            raise self.look_error
         return ListToolsResult(tools=[McpTool(name="stock", input_schema=ITEM)])
 
     async def call_tool(self, name: str, arguments: dict) -> CallToolResult:
@@ -352,6 +355,22 @@ async def test_a_server_that_errs_on_every_call_is_looked_at_once_a_second(
     between = [later - earlier for earlier, later in pairwise(shop.looks)]
     assert len(between) > 2
     assert min(between) >= LOOK_AGAIN_S
+
+
+async def test_what_was_asked_of_a_server_that_is_gone_may_have_been_done(
+    monkeypatch, autojump_clock
+):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch) as connection:
+        shop.error = BrokenPipeError()
+        with pytest.raises(ToolError, match="its outcome is not known"):
+            await connection._call("stock", {})
+        shop.error = MCPError(-32603, "Server returned an error response")
+        shop.look_error = MCPError(-32603, "Server returned an error response")
+        with pytest.raises(ToolError, match="its outcome is not known"):
+            await connection._call("stock", {})
+        with pytest.raises(ToolError, match="cannot be reached now"):
+            await connection._call("stock", {})
 
 
 async def test_an_error_is_told_though_the_server_is_slow_to_be_looked_at(
