@@ -15,6 +15,7 @@ its tools are not offered to new calls, and tell the calls that know them so. Ne
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import sys
@@ -50,6 +51,8 @@ VERDICT_S = 2.0
 """A function that came to nothing is told of after so long, though the look is not over yet."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Between two attempts to reach a server that is not there: at first, and at most."""
+BUSY_S = 300.0
+"""A server that is running functions is not given up before it has answered nothing for so long."""
 MAX_NAME = 128
 """Of a function, in the Live API."""
 MAX_TOOLS = 128
@@ -183,6 +186,11 @@ class _Connection:
     _client: Client | None = None
     _lost: trio.Event = field(default_factory=trio.Event)
     _doubt: _Doubt = field(default_factory=_Doubt)
+    _running: int = 0
+    """Functions under way."""
+    _left_at: float = -math.inf
+    """When the last one was over, or nobody waited for it any more."""
+    _answered_at: float = -math.inf
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, and connect again, for ever."""
@@ -195,6 +203,7 @@ class _Connection:
                         self._lost, self._doubt = trio.Event(), _Doubt()
                         try:
                             self._offer(client, await self._list_tools(client))
+                            self._answered_at = trio.current_time()
                             # What is open by now would not survive a scope of its own being left.
                             scope.deadline = float("inf")
                             backoff.reset()
@@ -271,11 +280,26 @@ class _Connection:
             # Whoever doubts from now on asks for another look.
             doubt, self._doubt, looked_at = self._doubt, _Doubt(), trio.current_time()
             try:
-                with trio.fail_after(self.connect_timeout_s):
-                    found = await self._list_tools(client)
+                await self._look(client)
             finally:  # what is lost is marked so by whoever has it, before anybody goes on
                 doubt.settled.set()
+
+    async def _look(self, client: Client) -> None:
+        """Ask what is offered.
+
+        Raises:
+            trio.TooSlowError: No answer in time, of a server that is not busy with functions: one
+                that does one thing at a time says nothing meanwhile.
+        """
+        began = trio.current_time()
+        with trio.move_on_after(self.connect_timeout_s):
+            found = await self._list_tools(client)
+            self._answered_at = trio.current_time()
             self._offer(client, found)
+            return
+        is_busy = self._running > 0 or self._left_at > began
+        if not is_busy or trio.current_time() - self._answered_at >= BUSY_S:
+            raise trio.TooSlowError
 
     def _tool(self, found: McpTool) -> Tool:
         async def run(
@@ -301,7 +325,7 @@ class _Connection:
         if client is None:
             raise ToolError("this function cannot be reached now")
         try:
-            result = await client.call_tool(name, arguments)
+            result = await self._asked(client, name, arguments)
         except MCPError as error:
             # Its code does not say whether the server is gone: servers have the same ones for
             # errors of their own, and one that has been deployed anew knows no session.
@@ -319,6 +343,17 @@ class _Connection:
             await self._is_gone(lost)
             raise ToolError(_OUTCOME_UNKNOWN) from None
         return _told(result)
+
+    async def _asked(self, client: Client, name: str, arguments: dict[str, Any]) -> CallToolResult:
+        """Call a function of the server's, which is busy with it meanwhile."""
+        self._running += 1
+        try:
+            result = await client.call_tool(name, arguments)
+            self._answered_at = trio.current_time()
+            return result
+        finally:
+            self._running -= 1
+            self._left_at = trio.current_time()
 
     async def _is_gone(self, lost: trio.Event) -> bool:
         """Have the server looked at; whether that connection turns out to be lost."""

@@ -15,6 +15,8 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from server.agent.mcp_servers import (
+    BUSY_S,
+    CHECK_S,
     LOOK_AGAIN_S,
     MAX_DESCRIPTION,
     MAX_TOOLS,
@@ -307,6 +309,7 @@ class Shop:
         self.error: Exception | None = None
         self.look_s = 0.0
         self.look_error: Exception | None = None
+        self.call_s = 0.0
 
     async def list_tools(self, cursor: str | None) -> ListToolsResult:
         self.looks.append(trio.current_time())
@@ -316,7 +319,7 @@ class Shop:
         return ListToolsResult(tools=[McpTool(name="stock", input_schema=ITEM)])
 
     async def call_tool(self, name: str, arguments: dict) -> CallToolResult:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.call_s)
         if self.error is not None:
             raise self.error
         return CallToolResult(content=[TextContent(type="text", text="7")])
@@ -385,6 +388,62 @@ async def test_an_error_is_told_though_the_server_is_slow_to_be_looked_at(
             await connection._call("stock", {})
 
     assert trio.current_time() - began == pytest.approx(VERDICT_S)
+
+
+@pytest.mark.parametrize("call_s", [65.0, 150.0], ids=["answers meanwhile", "is busy for long"])
+async def test_a_server_that_is_late_because_it_runs_functions_stays_connected(
+    monkeypatch, autojump_clock, call_s
+):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch) as connection:
+        lost, shop.call_s, shop.look_s = connection._lost, call_s, float("inf")
+
+        assert await connection._call("stock", {}) == "7"
+
+        assert trio.current_time() > CHECK_S
+        shop.look_s = 0.0
+        await trio.sleep(2 * CHECK_S)
+        assert connection._lost is lost
+        assert not lost.is_set()
+
+
+async def test_a_server_that_is_late_with_nothing_to_do_is_lost(monkeypatch, autojump_clock):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch, connect_timeout_s=10.0) as connection:
+        shop.look_s = float("inf")
+
+        await connection._lost.wait()
+
+    assert trio.current_time() == pytest.approx(CHECK_S + 10.0)
+
+
+async def test_a_server_that_answers_nothing_for_long_is_lost_though_functions_are_under_way(
+    monkeypatch, autojump_clock, nursery
+):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch) as connection:
+        shop.call_s = shop.look_s = float("inf")
+        nursery.start_soon(connection._call, "stock", {})
+
+        await connection._lost.wait()
+        nursery.cancel_scope.cancel()
+
+    assert BUSY_S <= trio.current_time() <= BUSY_S + 2 * CHECK_S
+
+
+async def test_a_server_that_errs_and_then_is_silent_is_lost(monkeypatch, autojump_clock):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch, connect_timeout_s=10.0) as connection:
+        shop.look_s, shop.error = (
+            float("inf"),
+            MCPError(-32603, "Server returned an error response"),
+        )
+        with pytest.raises(ToolError, match="error response"):
+            await connection._call("stock", {})
+
+        await connection._lost.wait()
+
+    assert trio.current_time() <= LOOK_AGAIN_S + 10.0
 
 
 # --- What a server may ask of us
