@@ -196,6 +196,7 @@ class _Connection:
         """Connect, and connect again, for ever."""
         backoff, tried = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S), False
         while True:
+            reason = "not reached in time"
             try:
                 with trio.CancelScope() as scope:
                     scope.deadline = trio.current_time() + self.connect_timeout_s
@@ -211,12 +212,15 @@ class _Connection:
                                 tried = True
                                 task_status.started()
                             await self._watch(client)
+                        except Exception as error:
+                            reason = _reason(error)
+                            raise
                         finally:
                             # To close it may take a while, in which it is of no use any more.
                             self._client, self.tools = None, ()
                             self._lost.set()
                             self._doubt.settled.set()
-                reason = "not reached in time"
+                            scope.deadline = trio.current_time() + self.connect_timeout_s
             except Exception as error:
                 reason = _reason(error)
             logger.warning("mcp server not available", server=self.name, reason=reason)

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from server.agent.mcp_servers import (
     BUSY_S,
     CHECK_S,
+    FIRST_PAUSE_S,
     LOOK_AGAIN_S,
     MAX_DESCRIPTION,
     MAX_TOOLS,
@@ -310,6 +311,8 @@ class Shop:
         self.look_s = 0.0
         self.look_error: Exception | None = None
         self.call_s = 0.0
+        self.close_s = 0.0
+        self.opened_at: list[float] = []
 
     async def list_tools(self, cursor: str | None) -> ListToolsResult:
         self.looks.append(trio.current_time())
@@ -331,7 +334,11 @@ async def connected_to(shop: Shop, monkeypatch, connect_timeout_s: float = 10.0)
 
     @asynccontextmanager
     async def opened(connection: _Connection):
-        yield shop
+        shop.opened_at.append(trio.current_time())
+        try:
+            yield shop
+        finally:
+            await trio.sleep(shop.close_s)
 
     monkeypatch.setattr(_Connection, "_open", opened)
     connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), connect_timeout_s)
@@ -444,6 +451,23 @@ async def test_a_server_that_errs_and_then_is_silent_is_lost(monkeypatch, autoju
         await connection._lost.wait()
 
     assert trio.current_time() <= LOOK_AGAIN_S + 10.0
+
+
+async def test_a_server_that_does_not_let_go_of_its_connection_is_connected_to_again(
+    monkeypatch, autojump_clock
+):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch, connect_timeout_s=10.0) as connection:
+        shop.close_s, shop.look_error = 300.0, ConnectionError()
+        shop.error = MCPError(-32603, "an error response")
+        with pytest.raises(ToolError, match="not known"):
+            await connection._call("stock", {})
+        lost_at, shop.look_error = trio.current_time(), None
+        while connection._lost.is_set():  # noqa: ASYNC110 - the clock is ours
+            await trio.sleep(0.1)
+        shop.close_s = 0.0
+
+    assert shop.opened_at[1] - lost_at <= 10.0 + 2 * FIRST_PAUSE_S
 
 
 # --- What a server may ask of us
