@@ -99,6 +99,7 @@ class Held:
             except StopIteration as ended:
                 return ended.value
             finally:
+                value = None  # an error leads back to this frame, and would keep all that is in it
                 self._took(time.perf_counter() - began)
             try:
                 step, value = function.send, (yield wish)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import suppress
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from server.agent.tool import tool
 from server.events.handlers import on
 from server.logs.authors import BLOCKS, SAY_EVERY_S, USES_ASYNCIO, Held, hint_of
 from server.settings.settings import Settings
+from tests.support.kept_garbage import garbage_kept
 from tests.support.serving import serving
 
 DOCSTRINGS = {
@@ -103,6 +105,36 @@ async def test_whoever_uses_asyncio_is_told_what_to_do(function):
 @pytest.mark.parametrize("error", [RuntimeError("no"), ValueError("no running event loop")])
 def test_other_failures_have_no_hint(error):
     assert hint_of(error) is None
+
+
+async def _waits_for_ever() -> None:
+    await trio.sleep_forever()
+
+
+async def _waits_and_fails() -> None:
+    await trio.lowlevel.checkpoint()
+    raise ValueError
+
+
+async def _fails_as_it_is_cancelled() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise ValueError
+
+
+@pytest.mark.parametrize("function", [_waits_for_ever, _waits_and_fails, _fails_as_it_is_cancelled])
+async def test_a_function_that_comes_to_nothing_leaves_nothing_to_the_garbage_collector(function):
+    async def come_to_nothing() -> None:
+        with trio.move_on_after(0), suppress(ValueError):
+            await Held("f").watch(function())
+        await trio.lowlevel.checkpoint()  # trio has what it threw until then
+
+    await come_to_nothing()
+    with garbage_kept() as left:
+        await come_to_nothing()
+
+    assert left == []
 
 
 @pytest.fixture
