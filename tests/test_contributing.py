@@ -49,7 +49,8 @@ def example(monkeypatch, request) -> ModuleType:
     name = request.param
     module = ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
-    exec(compile(EXAMPLES[name], f"CONTRIBUTING.md, {name}", "exec"), module.__dict__)
+    code = compile(EXAMPLES[name], f"CONTRIBUTING.md, {name}", "exec", dont_inherit=True)
+    exec(code, module.__dict__)
     return module
 
 

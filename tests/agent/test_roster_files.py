@@ -216,6 +216,14 @@ def test_agents_in_python_are_read_with_their_route(folder):
     assert agents.fallback == "desk"
 
 
+def test_agents_in_python_have_their_types_as_they_wrote_them(folder):
+    path = write(folder, "def book(guests: int) -> None: ...\n", "agents.py")
+
+    read(path)
+
+    assert sys.modules[MODULE_NAME].book.__annotations__ == {"guests": int, "return": None}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -211,7 +211,8 @@ def _import(path: Path) -> ModuleType:
     try:
         # Not by the loader, which may take a cached file of the same second for this one.
         source = read_text(path.read_bytes(), str(path))
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        code = compile(source, str(path), "exec", dont_inherit=True)  # no __future__ of ours
+        exec(code, module.__dict__)
     except BaseException:
         if before is None:
             del sys.modules[MODULE_NAME]
