@@ -23,7 +23,15 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from server.agent.tool import MAX_PROBLEMS, LiveCall, Tool, ToolError, plain_schema, without_extra
+from server.agent.tool import (
+    MAX_PROBLEMS,
+    LiveCall,
+    Tool,
+    ToolError,
+    plain_schema,
+    read_as,
+    without_extra,
+)
 from server.errors import ConfigurationError
 from server.logs.authors import place_of
 
@@ -140,7 +148,7 @@ def _of_class(kind: Any) -> OutcomeSchema:
 
     def check(values: Mapping[str, Any]) -> list[str]:
         try:
-            adapter.validate_python(dict(values))
+            read_as(adapter, dict(values))
         except ValidationError as error:
             return [
                 f"{'.'.join(str(part) for part in issue['loc']) or 'it'}: {issue['msg']}"

@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NotRequired, Protocol, overload
+from typing import Annotated, Any, Literal, NotRequired, Protocol, TypeVar, overload
 
 import trio
 from docstring_parser import parse
@@ -43,6 +44,7 @@ from server.agent.results import ToolError as ToolError
 from server.carrier import CallStatus
 from server.logs.authors import FromThread, Held
 
+T = TypeVar("T")
 MAX_ERROR = 2_000
 """Characters of what the model is told about a failure."""
 MAX_PROBLEMS = 10
@@ -251,7 +253,7 @@ def tool_of(
         given: Mapping[str, Any], call: LiveCall, threads: trio.CapacityLimiter
     ) -> object:
         try:
-            checked = adapter.validate_python(without_extra(given, fields))
+            checked = read_as(adapter, without_extra(given, fields))
         except ValidationError as error:
             raise ToolError(f"wrong arguments: {_problems(error)}") from None
         if wants_call:
@@ -272,6 +274,28 @@ def _called(function: Callable[..., object], arguments: Mapping[str, Any]) -> Re
 
 async def _awaited(running: Awaitable[object]) -> Result:
     return written(await running)
+
+
+def read_as(adapter: TypeAdapter[T], given: Mapping[str, Any]) -> T:
+    """What a model has given, as the types want it.
+
+    Strict ones take a date, a tuple or a member of an enumeration only from JSON, as which it came.
+
+    Raises:
+        ValidationError: It does not fit.
+    """
+    try:
+        return adapter.validate_python(given)
+    except ValidationError as error:
+        try:
+            return adapter.validate_json(json.dumps(given))
+        except ValidationError as of_json:
+            issues = of_json.errors(include_url=False, include_context=False, include_input=False)
+            if issues[0]["type"] == "json_invalid":  # half a character, say, of which it said more
+                raise error from None
+            raise of_json from None
+        except (RecursionError, ValueError):
+            raise error from None
 
 
 _REMARKS = frozenset({"reason", "explanation", "rationale", "thought", "thoughts", "comment"})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+from datetime import date
 from typing import Any
 
 import pytest
 import trio
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from server.agent.loading import load_tools
 from server.agent.outcome import (
@@ -238,6 +239,22 @@ def test_what_requires_nothing_is_whole_from_the_beginning(said):
 
     assert order.schema.required == ()
     assert (order.missing, order.is_complete) == ((), True)
+
+
+class Visit(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    day: date
+    size: Size
+
+
+def test_a_class_of_exact_types_is_filled_in_from_json():
+    visit = outcome(Visit)
+
+    assert visit.fill({"day": "2026-12-24"}, "agent") == []
+    assert visit.fill({"size": "large"}, "agent") == []
+
+    assert visit.is_complete
 
 
 def test_what_does_not_say_what_it_requires_requires_all_of_it():

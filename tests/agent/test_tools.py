@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from datetime import date
+from decimal import Decimal
+from enum import StrEnum
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field
+import trio
+from pydantic import BaseModel, ConfigDict, Field
 
 from server.agent.agent import Agent
 from server.agent.builtin import hang_up, transfer_tool
 from server.agent.loading import check_names, load_tools
-from server.agent.tool import LiveCall, tool
+from server.agent.results import Result
+from server.agent.tool import LiveCall, ToolError, tool
 from server.errors import ConfigurationError
 from server.model.gemini.setup import agent_config, setup_message
-from tests.support.toolboxes import echo
+from tests.support.toolboxes import FakeCall, echo
 
 
 class Address(BaseModel):
@@ -231,3 +238,72 @@ def test_two_tools_of_one_name_are_refused_but_one_may_be_found_twice():
     assert check_names([echo, hang_up, echo]) == (echo, hang_up)
     with pytest.raises(ConfigurationError, match="hang_up"):
         check_names([hang_up, tool(name="hang_up")(echo.function)])
+
+
+class Size(StrEnum):
+    LARGE = "large"
+
+
+class Exactly(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    when: date
+    of: UUID
+    size: Size
+    price: Decimal
+    pair: tuple[int, str]
+    names: set[str]
+
+
+EXACTLY = {
+    "when": "2026-12-24",
+    "of": "12345678-1234-5678-1234-567812345678",
+    "size": "large",
+    "price": "12.50",
+    "pair": [1, "a"],
+    "names": ["b"],
+}
+
+
+@tool
+def take_exactly(order: Exactly, number: float | int | str) -> list:
+    """Take it as it is said."""
+    return [order, number]
+
+
+async def taken(order: dict[str, Any], number: Any) -> list:
+    arguments = {"order": order, "number": number}
+    result = await take_exactly.run(arguments, FakeCall(), trio.CapacityLimiter(1))
+    assert isinstance(result, Result)
+    return cast("list", result.value)
+
+
+@pytest.mark.parametrize("number", [2**80, 0.5, math.inf, -math.inf, "ñ"])
+async def test_what_is_to_be_of_a_type_exactly_is_read_from_json(number):
+    order, told = await taken(EXACTLY, number)
+
+    assert order.when == date(2026, 12, 24)
+    assert order.of == UUID(EXACTLY["of"])
+    assert order.size is Size.LARGE
+    assert order.price == Decimal("12.50")
+    assert (order.pair, order.names) == ((1, "a"), {"b"})
+    assert (told, type(told)) == (number, type(number))
+
+
+async def test_what_is_no_number_stays_one_where_types_are_exact():
+    _, told = await taken(EXACTLY, math.nan)
+
+    assert math.isnan(told)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"when": "24 December"}, "order.when: Input should be a valid date"),
+        ({"pair": ["1", "a"]}, "order.pair.0: Input should be a valid integer"),
+        ({"size": "\ud83d"}, "order.size: "),
+    ],
+)
+async def test_what_is_not_of_a_type_exactly_is_told(wrong, told):
+    with pytest.raises(ToolError, match=told):
+        await taken(EXACTLY | wrong, 1)
