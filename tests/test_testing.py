@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from codec import encode_mulaw
 from server.agent.agent import Agent
 from server.agent.builtin import hang_up
 from server.agent.outcome import outcome_schema, outcome_tool
@@ -300,3 +302,27 @@ def test_the_environment_says_nothing(monkeypatch):
 def test_the_fixture_has_the_agents_beside_the_tests_settings(agent_call):  # noqa: F811
     with pytest.raises(ConfigurationError, match="agents is not there"):
         agent_call(GREETS)
+
+
+def test_a_sound_while_a_function_runs_is_nothing_that_the_agent_has_said():
+    @tool(timeout_s=30.0)
+    async def look_up() -> str:
+        """Look it up."""
+        await trio.sleep(8.0)
+        return "hawaii"
+
+    beep = encode_mulaw(struct.pack("<2h", 2_000, -2_000) * 2_000)
+    agent = Agent(tools=(look_up, hang_up), thinking_sound=beep + b"\xff" * 24_000)
+    call = call_agent(
+        agent,
+        GREETS,
+        CallerSays("What is there?"),
+        AgentCalls("look_up"),
+        AgentSays("There is hawaii."),
+        CallerSays("One, please."),
+        AgentSays("Goodbye!"),
+    )
+
+    assert [use.result for use in call.tools] == ["hawaii"]
+    assert call.said == (GREETS.text, "There is hawaii.", "Goodbye!")
+    assert call.heard == ("What is there?", "One, please.")

@@ -211,7 +211,9 @@ class _Bench:
         self._clock = clock
         self._uses: list[ToolUse] = []
         self._running = 0
-        self._agent = replace(agent, tools=tuple(self._holding(tool) for tool in agent.tools))
+        # The caller would take a thinking sound for the agent's words, and speak when it is over.
+        tools = tuple(self._holding(tool) for tool in agent.tools)
+        self._agent = replace(agent, tools=tools, thinking_sound=b"")
         self._options = CallOptions.of(agent.settings or settings)
         self._gemini = GeminiSimulator(script=script, script_after_resume=script)
         self._model = model_in_memory(self._gemini, settings.gemini_model)
