@@ -31,7 +31,14 @@ import trio
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from server.agent.results import MAX_RESULT_BYTES, ToolError, is_too_big
-from server.agent.tool import MAX_ERROR, LiveCall, Tool, without_extra
+from server.agent.tool import (
+    MAX_ERROR,
+    LiveCall,
+    Tool,
+    has_parameters_elsewhere,
+    is_without_parameters,
+    without_extra,
+)
 from server.errors import ConfigurationError, innermost
 from server.pace import Backoff
 from server.settings.file import read_text
@@ -61,6 +68,8 @@ MAX_DESCRIPTION = 4_000
 """Characters of a tool's description; the rest is left out."""
 MAX_SCHEMA_BYTES = 32 * 1024
 """Of a tool's parameters; one with more is not offered."""
+MAX_NAMES = 8
+"""Names for one another that the schema of a tool's parameters may begin with."""
 MAX_PARTS = 100
 """Parts of a result that are told."""
 _OUTCOME_UNKNOWN = (
@@ -312,12 +321,7 @@ class _Connection:
             return await self._call(found.name, arguments_for(schema, arguments))
 
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{self.name}__{found.name}")[:MAX_NAME]
-        schema = {
-            key: value
-            for key, value in found.input_schema.items()
-            if not key.startswith("$") or key == "$defs"
-        }
-        schema.setdefault("properties", {})
+        schema = _parameters(found.input_schema)
         description = found.description or found.title or found.name
         return Tool(name, description[:MAX_DESCRIPTION], schema, run)
 
@@ -395,12 +399,29 @@ def _told(result: CallToolResult) -> object:
     return "\n".join((*texts, *(f"({kind}, not shown)" for kind in others)))
 
 
+def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments as models are told it: an object, not a name for one."""
+    schema = dict(given)
+    for _ in range(MAX_NAMES):
+        where, _, name = str(schema.get("$ref")).rpartition("/")
+        named = schema.get(where.removeprefix("#/"))
+        meant = named.get(name) if isinstance(named, Mapping) else None
+        if not isinstance(meant, Mapping):
+            break
+        del schema["$ref"]
+        schema = {**meant, **schema}
+    return {
+        key: value
+        for key, value in schema.items()
+        if not key.startswith("$") or key in ("$defs", "$ref")
+    }
+
+
 def arguments_for(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A model's arguments as a server may be given them: see :func:`without_extra`."""
-    known = schema["properties"]
-    if not isinstance(known, Mapping) or schema.get("additionalProperties"):
+    if has_parameters_elsewhere(schema):
         return dict(given)  # it wants others, too
-    return without_extra(given, known)
+    return without_extra(given, {} if is_without_parameters(schema) else schema["properties"])
 
 
 def _reason(error: BaseException) -> str:

@@ -315,6 +315,25 @@ def without_extra(given: Mapping[str, Any], known: Collection[str]) -> dict[str,
     }
 
 
+_PARAMETERS_ELSEWHERE = (
+    *("$ref", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas"),
+    *("patternProperties", "additionalProperties", "unevaluatedProperties"),
+)
+"""Where a schema has parameters that are not among its own ``properties``."""
+
+
+def has_parameters_elsewhere(schema: Mapping[str, Any]) -> bool:
+    """Whether a function's schema takes arguments that its own ``properties`` do not name."""
+    return any(schema.get(key) for key in _PARAMETERS_ELSEWHERE)
+
+
+def is_without_parameters(schema: Mapping[str, Any]) -> bool:
+    """Whether a function that is described like this takes no arguments at all."""
+    properties = schema.get("properties")
+    named = isinstance(properties, Mapping) and len(properties) > 0
+    return not named and not has_parameters_elsewhere(schema)
+
+
 def _docstring(function: Callable[..., Any]) -> str:
     """What is written below a function's head, also where ``python -OO`` has thrown it away.
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 
+from server.agent.agent import Agent
 from server.agent.mcp_servers import (
     BUSY_S,
     CHECK_S,
@@ -36,6 +37,7 @@ from server.errors import ConfigurationError
 from server.hooks.hypercorn_worker import make_config
 from server.metrics import Metrics
 from server.model import ToolCall
+from server.model.gemini.setup import agent_config, setup_message
 from server.settings.settings import Settings
 from tests.support.serving import serving
 from tests.support.toolboxes import FakeCall
@@ -485,7 +487,9 @@ ITEM = {"type": "object", "properties": {"item": {"type": "string"}}}
         (ITEM, {"item": "pear", "reason": "asked"}, {"item": "pear"}),
         (ITEM, {"item": "pear", "colour": "red"}, {"item": "pear", "colour": "red"}),
         (NO_PARAMETERS | {"additionalProperties": True}, {"a": 1}, {"a": 1}),
-        ({"properties": None}, {"a": 1}, {"a": 1}),
+        ({"properties": None}, {"a": 1}, {}),
+        ({"type": "object", "anyOf": [ITEM]}, {"item": "pear"}, {"item": "pear"}),
+        ({"$ref": "https://elsewhere.example"}, {"item": "pear"}, {"item": "pear"}),
     ],
 )
 def test_arguments_that_a_function_does_not_have_are_left_out(schema, given, passed):
@@ -570,6 +574,47 @@ def test_a_schema_may_have_a_key_of_no_letters():
     schema = connection.tools[0].parameters
     assert "" in schema
     assert "$id" not in schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "declared"),
+    [
+        (NO_PARAMETERS, None),
+        ({"type": "object"}, None),
+        ({"type": "object", "additionalProperties": False, "x-shop": 1}, None),
+        ({"$ref": "#/$defs/A", "$defs": {"A": ITEM}}, ITEM | {"$defs": {"A": ITEM}}),
+        (
+            {
+                "$ref": "#/definitions/A",
+                "definitions": {"A": {"$ref": "#/definitions/B"}, "B": ITEM},
+            },
+            ITEM | {"definitions": {"A": {"$ref": "#/definitions/B"}, "B": ITEM}},
+        ),
+        (
+            {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
+            {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
+        ),
+        *(
+            ({"type": "object", key: value}, {"type": "object", key: value})
+            for key, value in {
+                "anyOf": [ITEM],
+                "oneOf": [ITEM],
+                "allOf": [ITEM],
+                "patternProperties": {"^x": {}},
+                "additionalProperties": {"type": "string"},
+            }.items()
+        ),
+    ],
+)
+def test_parameters_are_declared_wherever_a_servers_schema_has_them(schema, declared):
+    connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), 1.0)
+    connection._offer(None, [McpTool(name="stock", input_schema=schema)])  # type: ignore[arg-type]
+
+    config = agent_config(Agent(tools=connection.tools))
+
+    message, _ = setup_message("gemini-3.8-live", config)
+    (function,) = message["setup"]["tools"][0]["functionDeclarations"]
+    assert function.get("parametersJsonSchema") == declared
 
 
 def test_of_two_servers_whose_tools_come_to_have_one_name_the_first_is_offered():

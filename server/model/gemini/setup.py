@@ -10,6 +10,7 @@ from google.genai import types
 
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.agent.tool import is_without_parameters
 from server.model import (
     PastTurn,
     spoken,
@@ -113,7 +114,9 @@ def agent_config(
                 name=tool.name,
                 description=tool.told,
                 # Without arguments there is no schema: an empty object is refused.
-                parameters_json_schema=tool.parameters if tool.parameters["properties"] else None,
+                parameters_json_schema=None
+                if is_without_parameters(tool.parameters)
+                else tool.parameters,
             )
             for tool in agent.tools
         ]
