@@ -89,6 +89,22 @@ def test_a_variable_may_have_any_name():
     assert choice == Choice("desk", {"agent": "Ana", "self": "me", "shop": "3"})
 
 
+async def test_values_of_a_choice_made_by_hand_are_texts_whatever_they_are():
+    async def route(call):
+        return Choice("desk", {"shop": 3})
+
+    agent = await choose(agents_with(route), INBOUND, timeout_s=1.0)
+
+    assert agent.prompt == "You work for 3."
+
+
+async def test_a_choice_whose_values_are_none_leaves_the_call_to_the_fallback():
+    async def route(call):
+        return Choice("desk", None)
+
+    assert (await choose(agents_with(route, "desk"), INBOUND, timeout_s=1.0)).name == "desk"
+
+
 async def test_a_route_that_is_late_fails_or_knows_nobody_leaves_the_call_to_the_fallback(
     autojump_clock,
 ):

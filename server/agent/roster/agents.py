@@ -41,6 +41,11 @@ class Choice:
 
     agent: str
     variables: Mapping[str, str]
+    """Whatever they are given as, they are texts."""
+
+    def __post_init__(self) -> None:
+        texts = {name: str(value) for name, value in self.variables.items()}
+        object.__setattr__(self, "variables", texts)
 
 
 @dataclass(frozen=True, slots=True)
