@@ -168,7 +168,7 @@ def test_no_password_is_in_the_file_and_nothing_starts_without_one():
     passwords = re.findall(r"://\w+:([^@]+)@|PASSWORD: (.*)|>(.+) ~|AUTH: (.*)", text)
     assert len(passwords) == 5
     assert "API_KEY: ${API_KEY:?" in text
-    assert all("".join(found).startswith("${") for found in passwords)
+    assert all(re.match(r"\$\{|\$\$", "".join(found)) for found in passwords)
 
 
 @pytest.mark.parametrize("name", ["node-0", "node-1", "haproxy", "redis", "postgres"])
@@ -182,21 +182,39 @@ def test_a_service_has_no_more_rights_than_it_needs(services, name):
     assert service.get("user", "by its image") != "0"
 
 
-def redis_options(compose: dict[str, Any]) -> list[str]:
-    """What Redis is told, in the words of its command line."""
-    content = re.sub(r"\$\{[^}]+\}", PASSWORD, compose["configs"]["redis"]["content"])
-    lines = [line.split() for line in content.splitlines() if line]
-    return [word for first, *rest in lines for word in (f"--{first}", *rest)]
+@pytest.mark.parametrize("folder", ["compose", "single"])
+def test_compose_writes_no_file_into_a_service_that_is_read_only(folder):
+    """It refuses to make such a container, whatever a look at the configuration says."""
+    file = yaml.safe_load((COMPOSE.parent / folder / "compose.yaml").read_text())
 
-
-def test_the_registry_never_forgets_a_call_to_make_room(compose):
-    options = redis_options(compose)
-
-    assert options[options.index("--maxmemory-policy") + 1] == "noeviction"
+    for service in file["services"].values():
+        for kind in ("configs", "secrets"):
+            for one in service.get(kind, ()):
+                source = one if isinstance(one, str) else one["source"]
+                assert not service["read_only"] or "file" in file[kind][source]
 
 
 class Guarded(RedisServer):
-    """Redis as it is configured here, asked by the nodes' user."""
+    """Redis as Compose starts it, but for where it is, asked by the nodes' user.
+
+    Args:
+        directory: As for the others.
+        service: What Compose is told of it.
+        port: Where it listens on the loopback.
+    """
+
+    def __init__(self, directory: Path, service: dict[str, Any], port: int) -> None:
+        super().__init__(directory, port=port)
+        self._service = service
+
+    def command(self) -> list[str]:
+        """What starts it, with its password in the environment."""
+        (password,) = self._service["environment"]
+        shell, option, script = self._service["command"]
+        script = script.replace("$$", "$").replace("redis-server", self.binary)
+        place = f"port {self.port}\nbind 127.0.0.1\nunixsocket {self.socket}\ndir {self.directory}"
+        script = script.replace("\nEND\n", f'\n{place}\nsave ""\nEND\n')
+        return ["env", f"{password}={PASSWORD}", shell, option, script]
 
     def ask(self, *words: str, user: tuple[str, ...] = ("offhook", PASSWORD)) -> bytes:
         with socket.socket(socket.AF_UNIX) as client, client.makefile("rb") as answers:
@@ -209,10 +227,14 @@ class Guarded(RedisServer):
 
 
 @pytest.fixture
-def guarded(compose) -> Generator[Guarded]:
-    options, port = redis_options(compose), free_ports(1)[0]
-    with redis_server(lambda directory: Guarded(directory, *options, port=port)) as server:
+def guarded(services) -> Generator[Guarded]:
+    service, port = services["redis"], free_ports(1)[0]
+    with redis_server(lambda directory: Guarded(directory, service, port)) as server:
         yield server
+
+
+def test_the_registry_never_forgets_a_call_to_make_room(services):
+    assert "maxmemory-policy noeviction" in services["redis"]["command"][-1].splitlines()
 
 
 @pytest.mark.sockets

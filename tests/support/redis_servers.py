@@ -71,17 +71,18 @@ class RedisServer:
     def url(self) -> str:
         return f"unix://{self.socket}"
 
+    def command(self) -> list[str]:
+        """What starts it."""
+        return [
+            *(self.binary, *self._options),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
+            *("--unixsocket", str(self.socket), "--dir", str(self.directory)),
+        ]
+
     def start(self) -> None:
         """Start it empty, and return when it answers."""
         self.socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            [
-                *(self.binary, *self._options),
-                *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
-                *("--unixsocket", str(self.socket), "--dir", str(self.directory)),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
+        self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + STARTS_WITHIN_S
         while True:
             try:
