@@ -118,6 +118,14 @@ def test_a_node_is_not_killed_before_its_calls_have_said_goodbye(services, node)
     assert grace_s == 50 + int(told["DRAIN_TIMEOUT_S"]) + int(told["FAREWELL_TIMEOUT_S"])
 
 
+def test_what_calls_need_is_stopped_after_the_nodes_that_let_them_end(services):
+    """Compose stops whatever depends on another before that."""
+    for node in NODES:
+        assert services[node]["depends_on"].keys() == {"haproxy", "postgres", "redis"}
+    for name in ("haproxy", "postgres", "redis"):
+        assert "depends_on" not in services[name]
+
+
 def test_the_balancer_outlives_the_streams_that_go_through_it(services):
     assert services["haproxy"]["stop_grace_period"] == services["node-0"]["stop_grace_period"]
 

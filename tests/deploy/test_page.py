@@ -38,6 +38,15 @@ def test_the_unit_finds_what_the_commands_have_made():
     assert f"git clone https://YOUR.CLONE/offhook.git {directory}/source\n" in BLOCKS[0]
 
 
+def test_what_calls_need_is_stopped_after_the_unit_that_lets_them_end():
+    """systemd stops in the reverse of the order in which it starts."""
+    unit = (ROOT / "deploy" / "offhook.service").read_text()
+
+    after = " ".join(re.findall(r"(?m)^After=(.*)$", unit)).split()
+    for name in ("caddy", "nginx", "haproxy", "postgresql", "redis-server"):
+        assert f"{name}.service" in after
+
+
 def test_what_is_set_is_tried_with_the_units_settings():
     unit = (ROOT / "deploy" / "offhook.service").read_text()
     (check,) = [block for block in BLOCKS if block.rstrip().endswith("/bin/offhook check")]

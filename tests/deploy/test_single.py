@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,15 @@ def test_everybody_finds_the_server_where_it_is(services):
     assert told["TRUSTED_PROXIES"] == services["caddy"]["networks"]["calls"]["ipv4_address"]
     shop = json.loads(told["MCP_SERVERS"])["mcpServers"]["shop"]["url"]
     assert shop == f"http://{services['shop']['networks']['calls']['ipv4_address']}:9000/mcp"
+
+
+def test_what_calls_need_is_stopped_after_the_server_that_lets_them_end(services):
+    """Compose stops whatever depends on another before that."""
+    assert services["offhook"]["depends_on"].keys() == {"caddy", "postgres", "shop"}
+    for name in ("caddy", "postgres", "shop"):
+        assert "depends_on" not in services[name]
+    # Started first, Caddy has no name to look up that is not there yet.
+    ip_address(services["caddy"]["environment"]["UPSTREAM"].split(":")[0])
 
 
 @pytest.mark.parametrize("name", SERVICES)
