@@ -143,6 +143,23 @@ def test_the_balancer_knows_the_nodes_by_the_addresses_and_names_that_they_have(
     assert set(re.findall(r"\$\{(\w+)-", text)) == balancer.keys()
 
 
+def test_a_configuration_of_the_balancers_that_is_replaced_is_there_when_it_is_read_again(services):
+    """Of a mounted file that is replaced, the old one stays; of a folder it does not."""
+    mounts = dict(mount.split(":")[:2] for mount in services["haproxy"]["volumes"])
+
+    assert mounts["../haproxy"] == "/usr/local/etc/haproxy"  # whose haproxy.cfg its image reads
+    assert (CONFIGURATIONS / "haproxy.cfg").is_file()
+    assert not any(mount.endswith(".cfg") for mount in mounts)
+
+
+def test_a_new_balancer_does_not_wait_until_the_streams_of_the_one_before_have_ended():
+    page = (ROOT / "docs" / "scaling.md").read_text()
+
+    commands = re.findall(r"`(docker compose up [^`]* haproxy)`", page)
+    assert commands
+    assert all("--timeout 1 " in command for command in commands)
+
+
 def test_a_client_is_known_by_the_address_that_the_balancer_tells(services):
     balancer = services["haproxy"]["networks"]["calls"]["ipv4_address"]
 
