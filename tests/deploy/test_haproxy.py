@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 from collections.abc import Generator
@@ -80,6 +81,22 @@ def test_a_request_goes_to_the_node_that_its_path_names(balancer, path, node):
     answer = balancer.ask("POST", path)
 
     assert answer.json() == {"node": node, "path": path, "for": "127.0.0.1"}
+
+
+@pytest.mark.parametrize("file", ["haproxy.cfg", "l4-node.cfg"])
+def test_what_a_client_says_of_whom_it_speaks_for_is_not_passed_on(two, authority, file):
+    told = {"X-Forwarded-For": "198.51.100.7"}
+
+    with haproxy(CONFIGURATIONS / file, addresses(two), authority) as (running, _):
+        # The one behind a layer 4 balancer wants to be told by that who asks.
+        said = "" if file == "haproxy.cfg" else "PROXY TCP4 127.0.0.1 127.0.0.1 1 443\r\n"
+        with running.connection(said.encode()) as secure:
+            lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+            secure.sendall(f"GET /twiml HTTP/1.1\r\nHost: a\r\n{lines}\r\n".encode())
+            head = read_head(secure)
+            answer = json.loads(read_exactly(secure, int(head.split(b"length: ")[1].split()[0])))
+
+    assert answer["for"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("path", ["/twiml", "/calls?limit=3", "/n/n10/call-status", "/n/n9/x"])

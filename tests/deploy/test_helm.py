@@ -376,6 +376,38 @@ def test_what_cannot_work_is_not_rendered(wrong):
         render(BASE | wrong)
 
 
+@pytest.mark.parametrize("kind", ["LoadBalancer", "NodePort", "ClusterIP"])
+def test_a_client_of_the_balancer_keeps_its_own_address(kind):
+    release = EVERYTHING | {"haproxy": {"enabled": True, "serviceType": kind}}
+
+    service = of_kind("Service", render(release))["offhook-haproxy"]["spec"]
+
+    # Kubernetes refuses the word for a Service that nobody outside reaches.
+    assert service.get("externalTrafficPolicy") == (None if kind == "ClusterIP" else "Local")
+
+
+def test_a_balancer_listens_until_the_one_before_it_knows_that_it_goes():
+    (workload,) = of_kind("Deployment", render(EVERYTHING)).values()
+    pod = workload["spec"]["template"]["spec"]
+
+    sleep, seconds = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == "sleep"
+    assert pod["terminationGracePeriodSeconds"] == 600 + int(seconds)
+
+
+@needs_haproxy
+def test_a_proxy_before_the_balancer_is_believed_where_it_is_named(tmp_path):
+    haproxy = {"enabled": True, "proxiesBefore": ["192.0.2.0/24", "2001:db8::7"]}
+    text = configuration_of(render(EVERYTHING | {"haproxy": haproxy}))
+    line = "http-request del-header x-forwarded-for"
+
+    assert f"{line}\n" in configuration_of(render(EVERYTHING))
+    assert f"{line} unless {{ src 192.0.2.0/24 2001:db8::7 }}\n" in text
+    assert_haproxy_accepts(text, tmp_path)
+    with pytest.raises(HelmRefuses, match="proxiesBefore"):
+        render(EVERYTHING | {"haproxy": haproxy | {"proxiesBefore": ["0.0.0.0/0 } #"]}})
+
+
 def configuration_of(manifests: list[dict[str, Any]]) -> str:
     (found,) = of_kind("ConfigMap", manifests).values()
     return found["data"]["haproxy.cfg"]
@@ -411,14 +443,13 @@ def test_the_balancer_of_a_release_knows_every_pod_that_can_be():
 @needs_haproxy
 @pytest.mark.parametrize("pods", [5, 100])
 def test_haproxy_accepts_the_configuration_of_a_release(tmp_path, pods):
-    authority = trustme.CA()
-    environment = environment_of_haproxy(tmp_path, authority, {})
-    file = tmp_path / "haproxy.cfg"
-    file.write_text(
-        configuration_of(render(EVERYTHING | {"maxReplicas": pods})).replace(
-            "/etc/haproxy/certs/tls.crt", environment["CERTIFICATE"]
-        )
-    )
+    assert_haproxy_accepts(configuration_of(render(EVERYTHING | {"maxReplicas": pods})), tmp_path)
+
+
+def assert_haproxy_accepts(text: str, directory: Path) -> None:
+    environment = environment_of_haproxy(directory, trustme.CA(), {})
+    file = directory / "haproxy.cfg"
+    file.write_text(text.replace("/etc/haproxy/certs/tls.crt", environment["CERTIFICATE"]))
 
     done = subprocess.run(
         [HAPROXY, "-c", "-f", str(file)], capture_output=True, text=True, check=False
