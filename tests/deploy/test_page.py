@@ -75,6 +75,19 @@ def test_programs_that_the_page_uses_are_installed():
         assert re.search(rf"(?m)\b{program}\b", "".join(BLOCKS)[len(BLOCKS[0].splitlines()[0]) :])
 
 
+def test_the_codecs_tls_finds_openssls_headers():
+    assert "libssl-dev" in BLOCKS[0].splitlines()[0].split()
+
+
+def test_nothing_of_the_version_before_is_packed_into_a_new_one():
+    """setuptools packs whatever it finds in its folder, of which it takes nothing away."""
+    (upgrade,) = [block for block in BLOCKS if "/source pull" in block]
+    source = re.search(r"pip install (\S+)", upgrade)[1]
+
+    steps = [upgrade.index(step) for step in ("pull", f"{source} clean -fdxq build\n", "install")]
+    assert steps == sorted(steps)
+
+
 def _value(unit: str, name: str) -> str:
     found = re.search(rf"(?m)^{name}=(.*)$", unit)
     assert found is not None
