@@ -14,18 +14,20 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import trustme
 import yaml
+from pydantic import SecretStr
 
 from benchmarks.ports import free_port
 from server.app import create_app
+from server.settings.kinds import KeyHash
 from server.settings.settings import Settings
 from tests.deploy.haproxy import CONFIGURATIONS, HAPROXY, PATIENCE_S, needs_haproxy
 from tests.deploy.haproxy import environment_of as environment_of_haproxy
-from tests.deploy.helm import NAMESPACE, ROOT, HelmRefuses, lint, needs_helm, render
+from tests.deploy.helm import CHART, NAMESPACE, ROOT, HelmRefuses, lint, needs_helm, render
 from tests.deploy.settings import KNOWN
 from tests.serving.test_deploy import assert_known
 
@@ -291,6 +293,22 @@ def test_secrets_are_only_ever_named():
     assert container["envFrom"] == [{"secretRef": {"name": "offhook"}}]
     secret = re.compile("TOKEN|KEY|SECRET|DATABASE_URL|REGISTRY_URL")
     assert [name for name in environment_of(manifests) if secret.search(name)] == []
+
+
+def test_every_setting_that_is_a_secret_is_refused_among_the_values():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    _, refused = schema["properties"]["settings"]["propertyNames"]["allOf"]
+
+    secret = {
+        name.upper() for name, one in Settings.model_fields.items() if _is_secret(one.annotation)
+    }
+    assert secret >= {"API_KEY", "API_KEYS", "CLUSTER_SECRET", "TWILIO_SHARED_KEYS"}
+    assert secret - set(refused["not"]["enum"]) == set()
+
+
+def _is_secret(kind: Any) -> bool:
+    """Whether there is a secret, or the hash of a key, anywhere in a type."""
+    return kind in (SecretStr, KeyHash) or any(_is_secret(part) for part in get_args(kind))
 
 
 def test_prometheus_needs_no_key_that_can_place_calls():
