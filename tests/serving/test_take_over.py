@@ -700,7 +700,7 @@ def test_the_unit_waits_for_longer_than_a_new_server_may_take_to_be_ready():
 
     assert int(lines["TimeoutStartSec"]) > START_TIMEOUT_S + ANSWER_TIMEOUT_S
     settings = Settings(_env_file=None)
-    ends_s = settings.drain_timeout_s + settings.farewell_timeout_s + 30
+    ends_s = settings.drain_timeout_s + settings.farewell_timeout_s + 50
     assert int(lines["TimeoutStopSec"]) > ends_s
 
 

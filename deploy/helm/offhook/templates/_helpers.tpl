@@ -37,6 +37,11 @@ filters:
       remove: [x-offhook-peer, x-offhook-facts, x-offhook-final, x-offhook-lost]
 {{- end -}}
 
+{{/* What a pod has to end in: its calls, their goodbyes, and what the server itself needs. */}}
+{{- define "offhook.graceS" -}}
+{{- add .Values.drainTimeoutS .Values.farewellTimeoutS .Values.preStopSleepS 50 -}}
+{{- end -}}
+
 {{- define "offhook.checks" -}}
 {{- if not (index .Values.settings "TRUSTED_PROXIES") -}}
 {{- fail "settings.TRUSTED_PROXIES is empty: name the addresses of whoever passes requests on (the Gateway's or HAProxy's pods: their networks, like 10.244.0.0/16), or all callers of the API have one address, and one stranger's mistakes are everybody's" -}}
