@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import generate_latest as prometheus_text
@@ -104,6 +105,14 @@ KINDS_OF_STRANGERS = (
     "stream-worker",
     "peer",
 )
+NO_ROOM = ("full", "model-sessions", "overloaded", "rate", "burst", "descriptors", "memory")
+"""Why calls are refused that would be taken by a server with more room."""
+RecordFailure = Literal[
+    "open", "read", "write", "request", "outbox", "event", "record", "aside", "given-up"
+]
+"""What failed of the work with records."""
+RecordingStopped = Literal["disk-full", "disk-too-slow", "disk-error", "error"]
+"""Why a recording has ended before its call."""
 
 
 MAX_ADDED = 1e9
@@ -167,12 +176,16 @@ class RecordMetrics:
             "offhook_records_aside", "Records put into files beside, and taken up from them.",
             ["what"], registry=registry,
         )  # fmt: skip
+        for failed in get_args(RecordFailure):
+            self.failures.labels(failed)
         for what in ("kept", "taken-up", "refused"):
             self.aside.labels(what)
         self.recordings_stopped = Counter(
             "offhook_recordings_stopped", "Recordings that stopped before their call did.",
             ["reason"], registry=registry,
         )  # fmt: skip
+        for reason in get_args(RecordingStopped):
+            self.recordings_stopped.labels(reason)
 
 
 class _LinesDropped:
@@ -454,6 +467,10 @@ class Metrics:
             self.dials.labels(outcome)
         for kind in KINDS_OF_STRANGERS:
             self.strangers_refused.labels(kind)
+        for reason in NO_ROOM:
+            self.calls_refused.labels(reason)
+        for part in ("carrier", "model"):
+            self.cost.labels(part)
 
 
 def merged(registry: CollectorRegistry, others: Iterable[str], **labels: str) -> bytes:

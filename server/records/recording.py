@@ -29,7 +29,7 @@ from server.errors import ConfigurationError
 from server.hooks.sockets import NoThread
 from server.hooks.trio_clock import is_standing, missed_s, told_of_pauses
 from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
-from server.metrics import Metrics
+from server.metrics import Metrics, RecordingStopped
 from server.records.waveform import Waveforms
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -326,7 +326,7 @@ _Piece = tuple[Recorder, bytes, bytes, int, bool]
 """Of a recording, what the caller said and the agent, the gap after it, and whether that is all."""
 
 
-def _reason_of(error: Exception | None, *, is_slow: bool) -> str | None:
+def _reason_of(error: Exception | None, *, is_slow: bool) -> RecordingStopped | None:
     """Why a recording ends; None for one that does not."""
     match error:
         case None:
@@ -560,7 +560,7 @@ class Recordings:
     def _stop(
         self,
         recorder: Recorder,
-        reason: str,
+        reason: RecordingStopped,
         unwritten: int,
         exc_info: BaseException | None = None,
     ) -> None:

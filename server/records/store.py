@@ -18,7 +18,7 @@ import trio
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.hooks.sockets import NoThread
-from server.metrics import Metrics
+from server.metrics import Metrics, RecordFailure
 from server.pace import Backoff
 from server.records.aside import Aside, read_lines
 from server.records.database.connecting import OPEN_TIMEOUT_S
@@ -583,7 +583,7 @@ class Records:
             )
         raise DatabaseHangs("the database does not answer")
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(self, what: RecordFailure, error: Exception) -> None:
         self._metrics.records.failures.labels(what).inc()
         if self._works:
             self._works = False

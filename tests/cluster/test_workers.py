@@ -440,7 +440,8 @@ async def test_calls_are_spread_and_meet_their_streams_and_webhooks(tmp_path, co
     assert all(record["agent_heard_s"] > 0 for record in records)
     assert all(record["timings"]["caller_audio_s"] > 0 for record in records)
     assert sum(record["timings"]["caller_audio_lost_s"] for record in records) == 0
-    assert samples(metrics, "offhook_record_failures_total") == {}  # both write one database
+    failures = samples(metrics, "offhook_record_failures_total")  # both write one database
+    assert list(failures.values()) == [0, 0]
     streams = samples(metrics, "offhook_media_path_streams_total")
     assert sum(streams.values()) == 12
     assert min(streams.values()) >= 5  # two processes may look at the same moment
