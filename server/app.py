@@ -99,6 +99,9 @@ class OffhookApp(QuartTrio):
         self._proved_door: ProvedDoor | None = None
         self.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
         self.config["BODY_TIMEOUT"] = settings.body_timeout_s
+        # An answer takes as long as the client's line does: each piece of it has a bound of its own
+        # (server/hooks/connections.py), and one that goes on and on ends itself.
+        self.config["RESPONSE_TIMEOUT"] = None
         # Calls end within this of a shutdown: their own clean-up, with a little air.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = settings.close_timeout_s + 2.0
         self.before_serving(self._start)

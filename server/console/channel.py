@@ -275,7 +275,6 @@ def add_channel(app: Quart, service: Service, live: Live) -> None:
             body = error_body("too-many", f"there are {most}")
             return Answer(body, 503, retry_after(BUSY_PAUSE_S)).response()
         response = Response(channel, content_type=CONTENT_TYPE)
-        response.timeout = None  # it has an end of its own
         response.cache_control.no_store = True
         response.headers["X-Accel-Buffering"] = "no"  # nginx would keep it back
         return response

@@ -425,7 +425,6 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         if body is None:
             return error_body("not-found", "there is no recording of this call"), 404
         response = app.response_class(body, mimetype="audio/wav")
-        response.timeout = None  # it takes as long as the client's line does
         response.content_length = body.size
         response.accept_ranges = "bytes"
         response.cache_control.no_store = True  # what people said is kept in one place only

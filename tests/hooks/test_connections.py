@@ -42,6 +42,7 @@ from benchmarks.load.killers import (
     settings_of,
 )
 from benchmarks.ports import free_port
+from server.app import create_app
 from server.cluster.directory.meeting import AVAILABLE
 from server.cluster.directory.meeting import listen as listen_to_us
 from server.headroom import MemoryState
@@ -51,6 +52,7 @@ from server.hooks.hypercorn_worker import serve_worker
 from server.hooks.sockets import UNREAD_TIMEOUT_S, is_readable
 from server.hooks.turns import MAX_TURN_S, Kind, Turns
 from server.serving.listening import listen
+from server.settings.settings import Settings
 from tests.support.serving import serving
 
 pytestmark = pytest.mark.sockets
@@ -392,6 +394,35 @@ async def test_whoever_is_to_end_finishes_its_message_and_waits_for_no_slow_read
 
     assert trio.current_time() <= 1.0 + UNREAD_TIMEOUT_S
     assert (reader.taken == LONG) is is_whole
+
+
+async def test_the_app_cuts_no_long_answer_that_is_read_slowly_but_steadily(autojump_clock):
+    connection, _ = _answering(reader := _Reader(8 * 1024))
+    app = create_app(Settings.load(_env_file=None, api_key="sesame", public_url="https://test"))
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
+        "scheme": "http", "path": "/long", "raw_path": b"/long", "query_string": b"",
+        "root_path": "", "headers": [(b"host", b"test"), (b"x-api-key", b"sesame")],
+        "client": ("203.0.113.9", 1), "server": ("127.0.0.1", 8000), "extensions": {}, "state": {},
+    }  # fmt: skip
+    request = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    @app.get("/long")
+    async def long() -> bytes:
+        return LONG
+
+    async def receive() -> dict:
+        if (event := next(request, None)) is None:
+            await trio.sleep_forever()  # the client stays
+        return event
+
+    async def send(event: dict) -> None:
+        await connection.protocol_send(RawData(event.get("body", b"")))
+
+    await app(scope, receive, send)
+
+    assert trio.current_time() > 180
+    assert reader.taken == LONG
 
 
 async def test_a_long_answer_comes_whole_over_tls(certificates):

@@ -91,6 +91,5 @@ def add_exports(app: Quart, service: Service) -> None:
                 page = await page_after(page.next)
 
         response = Response(lines(), mimetype=mimetype)
-        response.timeout = None  # it takes as long as the client's line does
         response.cache_control.no_store = True
         return response
