@@ -58,21 +58,48 @@ class _Refused(Exception):
         self.headers = headers
 
 
-def check_lines(received: bytes) -> None:
-    """Look at the head of a request, or what may follow a chunked body, before it is parsed.
+class Lines:
+    """Those of a request's head, or of what may follow a chunked body, before they are parsed.
 
-    Raises:
-        RemoteProtocolError: It has more or longer lines than there can be, one that goes on in the
-            next, or what is in none.
+    They may come byte by byte: what has been looked at is not looked at again, but for the last
+    line, as far as it has come.
     """
-    end = HEAD_END.search(received)
-    head = received if end is None else received[: end.start()]
-    lines = head.split(b"\n")
-    if len(lines) > MAX_HEAD_LINES or max(map(len, lines)) > MAX_LINE_BYTES:
-        status = 414 if len(lines[0]) > MAX_LINE_BYTES else 431
-        raise h11.RemoteProtocolError("too many lines, or too long ones", error_status_hint=status)
-    if NOT_IN_A_HEAD.search(head) is not None:
-        raise h11.RemoteProtocolError("a folded line, or a control character in one")
+
+    def __init__(self) -> None:
+        self._seen_bytes = 0
+        self._count = 0  # of those that are whole
+        self._last_begins = 0
+
+    def check(self, received: bytes) -> None:
+        """Look at what has come since.
+
+        Args:
+            received: All that has come, from the first line's beginning on; behind the last line
+                may be what is none of them. Then the next is the beginning of others.
+
+        Raises:
+            RemoteProtocolError: There are more or longer lines than there can be, one that goes on
+                in the next, or what is in none.
+        """
+        begins = max(0, self._seen_bytes - 2)  # what is looked for has three bytes at most
+        end = HEAD_END.search(received, begins)
+        stops = len(received) if end is None else end.start()
+        is_first = not self._count
+        lines = received[self._last_begins : stops].split(b"\n")
+        # An end of which half has come is no line yet.
+        count = self._count + len(lines) - (lines[-1] in (b"", b"\r"))
+        if count > MAX_HEAD_LINES or max(map(len, lines)) > MAX_LINE_BYTES:
+            status = 414 if is_first and len(lines[0]) > MAX_LINE_BYTES else 431
+            text = "too many lines, or too long ones"
+            raise h11.RemoteProtocolError(text, error_status_hint=status)
+        if NOT_IN_A_HEAD.search(received, begins, stops) is not None:
+            raise h11.RemoteProtocolError("a folded line, or a control character in one")
+        if end is not None:
+            self._seen_bytes = self._count = self._last_begins = 0
+            return
+        self._seen_bytes = stops
+        self._count += len(lines) - 1
+        self._last_begins = stops - len(lines[-1])
 
 
 class _Chunks(ChunkedReader):
@@ -81,11 +108,12 @@ class _Chunks(ChunkedReader):
     def __init__(self) -> None:
         super().__init__()
         self._count = 0
+        self._trailer = Lines()
 
     def __call__(self, buf: Any) -> Any:
         """Read what comes next."""
         if self._reading_trailer:
-            check_lines(bytes(buf))
+            self._trailer.check(bytes(buf))
         elif not self._bytes_in_chunk:
             begins = len(self._bytes_to_discard)  # of the chunk before
             head = bytes(buf)[begins : begins + MAX_CHUNK_HEAD_BYTES]
@@ -105,9 +133,13 @@ class _Reader(h11.Connection):
     Its errors do not lead back to themselves by the frames that raised them.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._head = Lines()
+
     def _extract_next_receive_event(self) -> Any:
         if self.their_state is h11.IDLE:
-            check_lines(self.trailing_data[0])
+            self._head.check(self.trailing_data[0])
         return super()._extract_next_receive_event()
 
     def _get_io_object(self, role: Any, event: Any, io_dict: Any) -> Any:
