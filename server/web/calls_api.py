@@ -20,6 +20,7 @@ from quart_schema import (
     validate_request,
 )
 from quart_trio.wrappers.response import TrioFileBody
+from werkzeug.exceptions import RequestedRangeNotSatisfiable
 
 from server.agent.agent import Agent
 from server.agent.roster.agents import NewCall, VariablesWrong, filled, wanted_by
@@ -121,6 +122,8 @@ class RecordingBody(TrioFileBody):
         if begin < 0:
             begin = max(0, self.size + begin)
         end = self.size if end is None else min(end, self.size)
+        if begin >= end:
+            raise RequestedRangeNotSatisfiable(self.size)
         return await super().make_conditional(begin, end, max_partial_size)
 
     def _open(self) -> None:

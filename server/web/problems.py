@@ -22,6 +22,9 @@ RECORDS_PAUSE_S = 5
 SHORTAGE_PAUSE_S = 5
 """When to come back after the system had nothing left of what a request needs."""
 
+TOLD = frozenset(("Allow", "Content-Range", "Retry-After"))
+"""What is said of an error in the answer's head (RFC 9110 sections 15.5.6, 15.5.17 and 10.2.3)."""
+
 
 def answer_problems(app: Quart) -> None:
     """Give the app JSON for every error."""
@@ -38,7 +41,8 @@ def answer_problems(app: Quart) -> None:
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Any:
         name = (error.name or "error").lower().replace(" ", "-")
-        return error_body(name, error.description or ""), error.code or 500
+        told = {field: value for field, value in error.get_headers() if field in TOLD}
+        return error_body(name, error.description or ""), error.code or 500, told
 
     bugs, shortages = Sparing(), Sparing()
 

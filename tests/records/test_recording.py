@@ -867,13 +867,15 @@ async def test_a_range_of_a_recording_ends_where_the_recording_does(tmp_path):
 
 async def test_a_range_that_is_not_there_or_cannot_be_read_is_refused(tmp_path):
     beyond = ["bytes=1000-66535", "bytes=1000-", "bytes=2000-2001"]
-    unreadable = ["bytes=0-1,5-6", "bytes=-0", "bytes=x-", "bytes=5-2", "pages=1-2", "-"]
+    unreadable = ["bytes=-0", "bytes=x-", "bytes=5-2", "-"]
     async with fetching(tmp_path) as (path, fetch):
-        refused = {wanted: (await fetch(wanted)).status_code for wanted in beyond + unreadable}
+        answers = {wanted: await fetch(wanted) for wanted in beyond + unreadable}
         path.write_bytes(b"")
         empty = await fetch("bytes=-500")  # there is no range of nothing: all of it
 
-    assert set(refused.values()) == {416}, refused
+    for wanted, answer in answers.items():
+        assert answer.status_code == 416, wanted
+        assert answer.headers["Content-Range"] == "bytes */1000", wanted
     assert (empty.status_code, empty.content) == (200, b"")
 
 

@@ -107,6 +107,15 @@ async def test_strangers_cannot_fill_the_log():
     assert lines == [401, 200]
 
 
+async def test_whoever_asks_by_a_wrong_method_is_told_the_right_ones():
+    async with running(**ACCOUNT, api_key="sesame") as app:
+        answer = await app.test_client().put("/make-call", headers=SHOWN)
+        error = (await answer.get_json())["error"]
+
+    assert (answer.status_code, error) == (405, "method-not-allowed")
+    assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+
+
 @pytest.mark.parametrize(
     ("setting", "path"),
     [
