@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, Self, TypeVar
 import httpx2
 import structlog
 import trio
-from quart import Quart, g, request
+from quart import Quart, Request, g, request
 from quart_schema import (
     document_headers,
     document_response,
@@ -179,6 +179,20 @@ def may_fail(*statuses: int) -> Callable[[_Handler], _Handler]:
         return handler
 
     return documented
+
+
+def wants_part(request: Request) -> bool:
+    """Whether a request's range is one to be answered; whoever asks with any other gets all.
+
+    Ranges are for GET alone, a unit that is unknown is to be ignored, and so may several ranges be
+    (RFC 9110 section 14.2). One that cannot be read is answered, too: by a refusal.
+    """
+    if request.method != "GET" or (asked := request.headers.get("Range")) is None:
+        return False
+    unit, is_said, _ = asked.partition("=")
+    if is_said and unit.strip().lower() != "bytes":
+        return False
+    return request.range is None or len(request.range.ranges) == 1
 
 
 def _joined(page: Page, answers: Sequence[httpx2.Response], limit: int) -> Page:
@@ -431,6 +445,8 @@ def add_calls_api(app: Quart, service: Service, elsewhere: Elsewhere, once: Once
         response.content_length = body.size
         response.accept_ranges = "bytes"
         response.cache_control.no_store = True  # what people said is kept in one place only
+        if not wants_part(request):
+            return response
         return await response.make_conditional(
             request, accept_ranges=True, complete_length=body.size
         )

@@ -836,8 +836,9 @@ async def fetching(directory: Path):
     path.write_bytes(bytes(index % 251 for index in range(1000)))
     async with serving(recordings_dir=directory) as server:
 
-        async def fetch(wanted: str) -> httpx2.Response:
-            return await server.http.get(f"/calls/{SID}/recording", headers={"Range": wanted})
+        async def fetch(wanted: str, method: str = "GET") -> httpx2.Response:
+            where, headers = f"/calls/{SID}/recording", {"Range": wanted}
+            return await server.http.request(method, where, headers=headers)
 
         with trio.fail_after(60):
             yield path, fetch
@@ -877,6 +878,20 @@ async def test_a_range_that_is_not_there_or_cannot_be_read_is_refused(tmp_path):
         assert answer.status_code == 416, wanted
         assert answer.headers["Content-Range"] == "bytes */1000", wanted
     assert (empty.status_code, empty.content) == (200, b"")
+
+
+async def test_whoever_asks_for_several_ranges_or_in_another_unit_gets_all(tmp_path):
+    several = ["bytes=0-1,5-6", "bytes=0-1, -5", "pages=1-2", "pages=x"]
+    async with fetching(tmp_path) as (path, fetch):
+        answers = [await fetch(wanted) for wanted in several]
+        head = await fetch("bytes=0-1", "HEAD")
+        beyond = await fetch("bytes=1000-", "HEAD")
+
+    assert [answer.status_code for answer in answers] == [200] * len(several)
+    assert all(answer.content == path.read_bytes() for answer in answers)
+    for answer in (head, beyond):
+        assert (answer.status_code, answer.headers["Content-Length"]) == (200, "1000")
+        assert "Content-Range" not in answer.headers
 
 
 async def test_a_range_of_a_recording_that_grows_or_goes_is_of_what_there_was(
