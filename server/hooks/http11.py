@@ -37,6 +37,7 @@ MUST either reject the message […] or replace each received obs-fold" (RFC 911
 what h11 refuses in any line, but for which it takes the square of the blanks before it."""
 AUTHORITY = (string.ascii_letters + string.digits + "-._~%!$&'()*+,;=:@[]").encode()
 """What may stand between the scheme and the path of an absolute target (RFC 3986 section 3.2)."""
+LENGTHS = frozenset((b"content-length", b"transfer-encoding"))
 ABOUT_WEBSOCKET = b"sec-websocket-"
 HOST = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]+\]|(?:[\w~!$&'()*+,;=%-]{1,63}\.)*[\w~!$&'()*+,;=%-]{0,63})(?::\d{0,5})?"
@@ -170,6 +171,7 @@ class Http11(H11Protocol):
         longest = self.config.h11_max_incomplete_size
         self.connection = _Reader(h11.SERVER, max_incomplete_event_size=longest)
         self._unsent = b""
+        self._is_last = False
 
     async def _send_h11_event(self, event: Any) -> None:
         """Send part of an answer: its head in one write with what follows, and no empty rest."""
@@ -236,14 +238,20 @@ class Http11(H11Protocol):
         connection = cast(h11.Connection, self.connection)
         if (refused := check_upgrade(request, bool(connection.trailing_data[0]))) is not None:
             raise refused
+        self._is_last = {name for name, _ in request.headers} >= LENGTHS
         await super()._create_stream(request)
         if isinstance(self.stream, WSStream) and self.stream.closed:
             await self.send(Closed())  # hypercorn has refused the handshake, and leaves it at that
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send part of an answer; one that does not wait for the whole request is the last."""
-        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
-            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        """Send part of an answer; one that does not wait for the whole request is the last.
+
+        And one to a request that says twice how long it is, each time another way: somebody before
+        us may take part of it for the next (RFC 9112 section 6.1).
+        """
+        if isinstance(event, Response):
+            if self._is_last or self.connection.their_state is h11.SEND_BODY:
+                event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         elif isinstance(event, StreamClosed):
             await self._flush()  # a head that nothing has followed
         await super().stream_send(event)

@@ -454,6 +454,16 @@ async def test_an_answer_before_the_body_has_come_is_announced_as_the_last():
     assert answer.endswith(b"{}")  # no reset has taken it away
 
 
+async def test_a_request_that_says_its_length_in_two_ways_is_the_last():
+    both = HOST + b"Transfer-Encoding: chunked\r\nContent-Length: 8\r\n\r\n0\r\n\r\n"
+    again = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
+    async with _served(_reads_nothing) as address:
+        answer = await _ask(address, b"POST / HTTP/1.1\r\n" + both + again)
+
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in answer.lower()
+
+
 async def test_a_body_that_came_with_its_head_keeps_the_connection():
     request = b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\nabc"
     async with _served(_reads_nothing) as address:
