@@ -264,6 +264,7 @@ async def test_a_route_and_a_handler_are_watched_like_a_tool(clock, tmp_path):
     assert ended.name.endswith("ended")
 
 
+@pytest.mark.slow
 @pytest.mark.sockets
 async def test_a_tool_that_blocks_is_named_and_the_loop_is_seen_to_be_late(tmp_path, monkeypatch):
     """On a served call: not the watch alone, but what whoever runs the server gets to see."""

@@ -18,6 +18,7 @@ from server.agent.builtin import hang_up
 from server.agent.tool import MAX_RESULT_BYTES, LiveCall, ToolError, tool
 from server.call.toolbox import LoopBreaker
 from server.model import ToolCall, ToolResult
+from tests.support.inputs import inputs
 from tests.support.toolboxes import Bench, clean_up_badly, echo, slowly
 
 
@@ -539,7 +540,7 @@ async def lasting(seconds: float, at: float) -> float:
     return at
 
 
-@settings(max_examples=150)
+@settings(max_examples=inputs(150))
 @given(storms())
 def test_every_id_is_answered_as_often_as_it_was_asked_for_and_not_taken_back(storm):
     async def run() -> None:

@@ -471,6 +471,7 @@ def quick_looks(monkeypatch):
     monkeypatch.setattr(hands, "ANSWER_S", 0.05)
 
 
+@pytest.mark.slow
 async def test_a_phone_that_rings_when_its_process_goes_is_answered_by_another(pbx, quick_looks):
     desk = Desk(ANSWERS)
     async with hearing(pbx, desk, "1") as survivor:
@@ -549,6 +550,7 @@ async def test_the_app_of_a_process_that_hears_it_is_not_taken(pbx, quick_looks,
     assert heard_by is theirs
 
 
+@pytest.mark.slow
 async def test_an_app_is_stood_in_for_until_it_has_a_process_again(pbx, quick_looks, monkeypatch):
     there: dict[str, bool | None] = {"0": None}  # the registry is away
     looked = trio.Semaphore(0)

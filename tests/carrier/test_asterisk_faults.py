@@ -123,6 +123,7 @@ async def test_a_transfer_is_one_though_its_stream_cannot_be_taken_away_at_once(
     assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["{", "null", '{"type": 5}', '{"type": "StasisStart", "channel": "x"}', "x" * 300_000],

@@ -730,6 +730,7 @@ async def test_a_call_that_all_others_cannot_take_stays(three):
     assert await owner(first, "CA1") == "0"
 
 
+@pytest.mark.slow
 async def test_of_many_who_are_asked_for_the_same_call_one_takes_it(three):
     for number in range(200):
         taken: list[str] = []
@@ -746,6 +747,7 @@ async def test_of_many_who_are_asked_for_the_same_call_one_takes_it(three):
         assert await owner(three[0], f"CA{number}") in (taken or ["0", "1", "2"])
 
 
+@pytest.mark.slow
 async def test_of_many_who_cannot_reach_the_owner_of_a_call_one_takes_it_over(three):
     for number in range(200):
         call_sid = f"CA{number}"
@@ -925,6 +927,7 @@ def test_of_thousands_of_contended_calls_each_has_one_owner(short_path):
     ] * before.count(dead)
 
 
+@pytest.mark.slow
 def test_calls_that_are_given_back_and_died_with_have_one_owner_at_a_time(tmp_path, short_path):
     for name in ("dead", "held"):
         (tmp_path / name).mkdir()

@@ -769,6 +769,7 @@ async def test_a_registry_that_is_begun_again_empty_is_told_all_of_it(three, red
     assert await second.seize("CA1", Holding(first.me, 1)) == Seized(2, b"state")
 
 
+@pytest.mark.slow
 async def test_what_has_just_been_lost_is_unknown_and_not_nobodys(three, redis):
     first, second, _ = three
     await first.claim("CA1")
@@ -828,6 +829,7 @@ async def test_each_member_notices_that_the_registry_has_lost_what_was_in_it(thr
     assert before == [0, 0, 0]
 
 
+@pytest.mark.slow
 async def test_a_member_that_was_away_for_long_does_not_make_others_doubt_the_registry(redis):
     async with member(redis.url) as there, member(redis.url, "n1") as back:
         await surely(partial(there.owner, "CA-never"))

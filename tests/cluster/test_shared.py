@@ -94,6 +94,7 @@ async def test_calls_of_all_machines_count_for_the_lines(monkeypatch, redis):
     assert taken.status_code == 201
 
 
+@pytest.mark.slow
 async def test_calls_of_a_machine_that_is_silent_count_no_more(monkeypatch, redis):
     async with (
         nodes_with_redis(monkeypatch, redis) as (first, _),
@@ -180,6 +181,7 @@ async def test_without_the_registry_a_request_is_done_once_by_the_machine_it_cam
     assert again.json() == answer.json()
 
 
+@pytest.mark.slow
 async def test_a_pause_that_one_machine_has_told_is_every_machines_until_it_ends_it(redis):
     async with member(redis.url, "a") as first, member(redis.url, "b") as second:
         first.tell_pause("model-quota", 600.0)

@@ -22,6 +22,7 @@ from tests.support.ear_reference import (
     same_in_both,
     sound,
 )
+from tests.support.inputs import inputs
 from tests.support.sounds import CLIPS, cough, echo_of, mixed, quiet
 from tests.support.sounds import noise as line_noise
 
@@ -61,7 +62,7 @@ SCENES = st.builds(
 
 
 @given(scene=SCENES)
-@settings(max_examples=40)
+@settings(max_examples=inputs(40))
 def test_what_is_found_is_what_the_readable_ear_finds(scene):
     same_in_both(scene)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from codec import _base64
+from tests.support.inputs import inputs
 from tests.support.path_messages import SID, audio, media, open_path, pcm
 from tests.support.path_reference import DrivenPath, ReferencePath, pieces, texts
 from tests.support.websocket_oracle import write_frames
@@ -210,7 +211,7 @@ cut_places = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=inputs(150))
 @given(st.lists(carrier_messages, max_size=8), cut_places, st.data())
 def test_the_callers_way_is_the_readable_one(
     messages: list[bytes], cuts: Sequence[int] | None, data: st.DataObject
@@ -228,7 +229,7 @@ def test_the_callers_way_is_the_readable_one(
     assert not driven.path.has_caller_news()
 
 
-@settings(max_examples=150)
+@settings(max_examples=inputs(150))
 @given(st.lists(model_messages, max_size=8), cut_places, st.data())
 @pytest.mark.slow
 def test_the_agents_way_is_the_readable_one(

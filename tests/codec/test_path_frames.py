@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from codec.path import WebSocket
+from tests.support.inputs import inputs
 from tests.support.websocket_oracle import (
     FIXED_KEY,
     Outcome,
@@ -90,7 +91,7 @@ def streams(draw: st.DrawFn) -> tuple[bytes, bool]:
     return data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data, is_client
 
 
-@settings(max_examples=400)
+@settings(max_examples=inputs(400))
 @given(streams())
 def test_accepts_and_refuses_what_the_library_does(stream: tuple[bytes, bool]) -> None:
     data, is_client = stream
@@ -98,7 +99,7 @@ def test_accepts_and_refuses_what_the_library_does(stream: tuple[bytes, bool]) -
     compare(data, is_client=is_client, max_message_bytes=LIMIT)
 
 
-@settings(max_examples=200)
+@settings(max_examples=inputs(200))
 @given(streams(), st.data())
 def test_every_split_gives_the_same(stream: tuple[bytes, bool], data: st.DataObject) -> None:
     content, is_client = stream

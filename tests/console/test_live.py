@@ -188,6 +188,7 @@ def is_line(what: str):
     return lambda said: said["type"] == "line" and said["line"]["what"] == what
 
 
+@pytest.mark.slow
 @pytest.mark.sockets
 async def test_a_call_is_told_of_from_its_beginning_to_its_end(fast_clock):
     async with serving() as server, reading(server.http) as reader:
@@ -285,6 +286,7 @@ def test_a_place_is_kept_from_the_request_on_and_not_for_who_never_comes():
     assert places.take("last", "ana", 1.0 + BEGIN_S)
 
 
+@pytest.mark.slow
 @pytest.mark.sockets
 async def test_a_call_that_cannot_be_looked_at_keeps_no_other_from_sight(monkeypatch):
     async with serving() as server, reading(server.http) as reader:
@@ -329,6 +331,7 @@ def test_all_calls_of_a_process_are_looked_at_in_turn_and_new_ones_at_once(monke
     assert [look(4.0), look(5.0)] == ["FC", "DA"]
 
 
+@pytest.mark.slow
 @pytest.mark.sockets
 async def test_a_reader_that_takes_nothing_loses_its_channel_and_holds_up_nobody(monkeypatch):
     monkeypatch.setattr("server.hooks.connections.UNREAD_TIMEOUT_S", 0.5)

@@ -285,6 +285,7 @@ async def test_nothing_is_sent_into_our_own_network_and_people_are_told_why():
     assert receiver.received == []
 
 
+@pytest.mark.slow
 async def test_what_a_server_did_not_send_is_sent_by_the_next(tmp_path):
     url = f"sqlite:///{tmp_path}/offhook.db"
     async with receiving(lambda received: 503) as receiver:

@@ -927,6 +927,7 @@ async def test_who_has_had_an_answer_and_asks_again_is_heard_again(doors):
     assert not asks.cancel_called
 
 
+@pytest.mark.slow
 async def test_nobody_is_held_for_long_because_others_wait_for_their_turn(doors, crowded):
     accepted, is_closed = crowded
     doors.wait(heard := trio.CancelScope())

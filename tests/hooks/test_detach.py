@@ -28,6 +28,7 @@ def test_another_server_has_nothing_to_detach():
     assert detachable({"type": "websocket", "state": {"offhook.connection": object()}}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("media_path", "wires"), [("fast", 2), ("ordinary", 0)])
 async def test_a_call_has_its_sockets_on_the_plane_and_leaves_none_behind(media_path, wires):
     async with (

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codec.tls import AVAILABLE, compiled_context
+from tests.support.inputs import inputs
 from tests.support.tls_peers import Authority, Linked, authority_in, parts_of
 
 pytestmark = [
@@ -205,7 +206,7 @@ def test_the_systems_own_authorities_are_those_of_python(authority, link, monkey
 
 @VERSIONS
 @settings(
-    max_examples=40,
+    max_examples=inputs(40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
@@ -352,7 +353,7 @@ def test_a_record_that_was_tampered_with_is_an_error_and_nothing_comes_after_it(
             attempt()
 
 
-@settings(max_examples=100)
+@settings(max_examples=inputs(100))
 @given(
     version=st.sampled_from([TLS_1_2, TLS_1_3]),
     place=st.floats(0, 1),

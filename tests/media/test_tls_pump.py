@@ -30,6 +30,7 @@ from server.media import plane as plane_module
 from server.media.bounds import MAX_INBOX, Bounds
 from server.media.plane import Plane
 from server.media.wire import MESSAGES_PER_PASS
+from tests.support.inputs import inputs
 from tests.support.path_messages import audio, media, open_path
 from tests.support.path_reference import texts
 from tests.support.peers import messages
@@ -83,7 +84,7 @@ def phone() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @settings(
-    max_examples=40,
+    max_examples=inputs(40),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(

@@ -22,6 +22,7 @@ from server.model.lasting.unanswered import (
     PCM_BYTES_PER_S,
     UnansweredInput,
 )
+from tests.support.inputs import inputs
 from tests.support.lasting_inputs import (
     CHUNK_BYTES,
     DROPPED,
@@ -187,4 +188,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=150, stateful_step_count=40)
+TestAnyOrder.settings = settings(max_examples=inputs(150), stateful_step_count=40)

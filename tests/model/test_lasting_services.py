@@ -30,6 +30,7 @@ from server.model.lasting.model import LastingModel
 from server.model.lasting.plan import State
 from server.model.lasting.session import STALL_S
 from server.model.lasting.unanswered import MAX_INPUT_BYTES, PCM_BYTES_PER_S
+from tests.support.inputs import inputs
 from tests.support.lasting_talks import (
     Conversation,
 )
@@ -283,7 +284,7 @@ async def test_the_fallback_that_is_asked_for_in_an_outage_takes_over_at_once(
     assert took_s < 0.1
 
 
-@settings(max_examples=40)
+@settings(max_examples=inputs(40))
 @given(lives=st.lists(LIVES, max_size=6))
 def test_whatever_a_service_does_every_word_is_heard_in_order_or_counted(lives: list[Life]) -> None:
     async def call() -> None:

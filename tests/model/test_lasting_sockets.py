@@ -131,6 +131,7 @@ async def test_a_service_whose_pongs_are_late_is_well_and_only_pinging_it_does_h
     assert talk.reconnects == []
 
 
+@pytest.mark.slow
 async def test_a_hundred_sessions_that_are_cut_at_once_come_back_one_after_the_other() -> None:
     gemini = GeminiSimulator(api_key=KEY, script=QUICK, script_after_resume=QUICK)
     back_after_s: list[float] = []

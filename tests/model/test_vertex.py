@@ -843,6 +843,7 @@ def run_official_client(url: str, monkeypatch: pytest.MonkeyPatch) -> bytes:
     return asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.sockets
 async def test_the_official_client_and_ours_ask_the_same_address_for_the_same_model(monkeypatch):
     async with vertex() as simulator:

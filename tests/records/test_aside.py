@@ -51,6 +51,7 @@ from tests.records.test_records import (
     url_of_postgresql,
 )
 from tests.support.databases import postgresql
+from tests.support.inputs import inputs
 from tests.support.processes import FLUSHES_SHORTLY, server_process
 
 __all__ = ["file_url", "impatient", "postgresql_url", "url", "url_of_postgresql"]  # fixtures
@@ -149,9 +150,10 @@ def test_what_is_fitted_fits_its_column_and_stays_the_same(odd):
     text.encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
 @hypothesis_settings(
-    max_examples=15,
+    max_examples=inputs(15),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(odd=st.lists(_odd, min_size=1, max_size=10))
@@ -1017,6 +1019,7 @@ async def test_a_piece_that_a_hanging_database_does_not_delete_holds_up_no_recor
     assert failures(records, "given-up") == 0
 
 
+@pytest.mark.slow
 async def test_what_a_hanging_database_does_not_take_at_a_stop_goes_to_a_file(
     postgresql_url, tmp_path
 ):

@@ -70,6 +70,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         with_words(MODEL_SCRIPTS["answers"], tmp_path / "none.toml")
 
 
+@pytest.mark.slow
 @pytest.mark.sockets
 async def test_a_call_is_talked_by_the_script_and_the_start_says_that_no_prompt_is_followed(
     tmp_path,

@@ -197,6 +197,7 @@ async def test_200_sockets_that_never_start_are_closed_and_a_call_is_not_disturb
     assert refused == 200
 
 
+@pytest.mark.slow
 @both_media_paths
 async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadlines, media_path):
     async with (
@@ -220,6 +221,7 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
     assert call.end_reason == "caller-gone"
 
 
+@pytest.mark.slow
 @both_media_paths
 async def test_a_stream_that_brings_everything_but_audio_is_given_up(media_path):
     mark = b'{"event":"mark","streamSid":"MZ1","mark":{"name":"0:1000"}}'

@@ -110,6 +110,7 @@ async def test_the_longest_call_of_any_characters_reaches_the_model(character, f
     assert session.setup["systemInstruction"]["parts"][0]["text"].startswith(body["prompt"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("character", ["漢", "😀"])
 async def test_the_longest_call_of_a_page_in_any_characters_reaches_the_model(character):
     body = longest(character)

@@ -143,6 +143,7 @@ async def test_a_call_that_another_takes_from_one_that_is_gone_is_left_to_it(mon
     assert answer is None
 
 
+@pytest.mark.slow
 async def test_a_call_that_has_come_to_be_ours_without_our_being_told_goes_on_here(monkeypatch):
     store = Store()
     async with two_nodes(monkeypatch, store) as (first, _):

@@ -52,6 +52,7 @@ async def taken(receiver, kind: str) -> None:
         await receiver.wait_taken(len(receiver.taken) + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wants", [True, False])
 async def test_who_wants_it_is_told_of_each_turn_before_the_end(wants):
     async with receiving() as receiver:

@@ -46,6 +46,7 @@ async def test_a_page_hears_its_agent_and_hangs_up(quality, media_path):
     assert record["cost"]["carrier_usd"] == 0.0
 
 
+@pytest.mark.slow
 async def test_a_wide_call_loses_nothing_on_the_way_from_the_model():
     greeting = load_agent_speech(*GREETING).pcm
     async with serving() as server:
@@ -57,6 +58,7 @@ async def test_a_wide_call_loses_nothing_on_the_way_from_the_model():
     assert heard[: len(greeting)] == greeting[: len(heard)]
 
 
+@pytest.mark.slow
 async def test_a_wide_call_loses_nothing_on_the_way_to_the_model():
     high = tone(6_000, 16_000, 0.02)
     async with serving(agent_greeting=None, greeting_protect_s=0.0, barge_in="model") as server:
@@ -103,6 +105,7 @@ async def test_a_stranger_gets_no_call_and_no_ticket_but_the_page():
     assert sessions == 1
 
 
+@pytest.mark.slow
 async def test_a_ticket_is_good_once_and_for_its_own_call_only():
     async with serving() as server:
         first, second = await made(server), await made(server)
@@ -309,6 +312,7 @@ async def test_a_page_that_floods_its_stream_loses_it(media_path):
     assert record["reason"] == "carrier-protocol-error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("media_path", ["fast", "ordinary"])
 @pytest.mark.parametrize("quality", ["telephone", "wide"])
 async def test_a_page_is_told_again_and_again_that_its_call_is_served(quality, media_path):
