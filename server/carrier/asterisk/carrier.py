@@ -19,9 +19,10 @@ from server.carrier import CallStatus, PlacedCall, StatusUpdate
 from server.carrier.account import AccountState
 from server.carrier.asterisk.ari import Ari
 from server.carrier.asterisk.events import EVENTS, read_event
-from server.carrier.asterisk.exchange import CALL_PREFIX, Exchange, Leg, unfollow
+from server.carrier.asterisk.exchange import CALL_PREFIX, Exchange
 from server.carrier.asterisk.hands import APP_VARIABLE, CLEAN_UP_S, LIMIT_VARIABLE, Hands
 from server.carrier.asterisk.left import Left
+from server.carrier.asterisk.leg import STATES, Leg, unfollow
 from server.carrier.asterisk.stand_in import AGAIN_S as AGAIN_AFTER_S
 from server.carrier.asterisk.stand_in import StandIns
 from server.carrier.asterisk.steps import (
@@ -68,8 +69,6 @@ OVERTIME_S = 60.0
 """Asterisk itself ends a call that lasts so much longer than it may, should nobody here do it.
 
 Of one that was not placed here that is not known: it depends on the agent, so it is the most."""
-STATES = {"Up": CallStatus.IN_PROGRESS, "Ringing": CallStatus.RINGING, "Ring": CallStatus.RINGING}
-"""Of a channel; in any other it has only begun."""
 
 
 class AsteriskCarrier:

@@ -22,6 +22,7 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.asterisk.events import Channel, Event
+from server.carrier.asterisk.leg import Leg, unfollow, without_stream
 from server.carrier.asterisk.steps import (
     Answer,
     Continue,
@@ -90,63 +91,6 @@ _CAUSES: Mapping[int, CallStatus] = {
     32: CallStatus.CANCELED,
 }
 """Why a channel that nobody has answered has ended (Q.850); any other is a failure."""
-
-
-@dataclass(slots=True)
-class Leg:
-    """One call, as Asterisk has told of it."""
-
-    call_sid: str
-    ticket: str = ""
-    """That the stream of a call which we have placed is to show, once it is answered."""
-    is_outbound: bool = False
-    is_dialling: bool = False
-    """Asterisk has not yet answered that it knows of the call."""
-    is_heard_of: bool = False
-    """Asterisk has told something of the call."""
-    answered_at: float | None = None
-    is_taken_over: bool = False
-    """It was answered before it was known here: since when it lasts cannot be told."""
-    dial_status: str = ""
-    media_id: str = ""
-    """The channel of its stream; empty if it has none, or that is not wanted any more."""
-    is_open: bool = False
-    """Asterisk has answered that it knows of that channel."""
-    is_joined: bool = False
-    """That channel has come, and is put together with the call's."""
-    streams: int = 0
-    is_limited: bool = False
-    """Asterisk ends the call should nobody here do it."""
-    is_away: bool = False
-    """The caller is with somebody else, in the dialplan's hands."""
-    is_followed: bool = False
-    """The app has asked to be told of the call outside its hands, too: once, as Asterisk counts."""
-    is_here: bool = False
-    """The app was told, or shown, that it has the call in its hands; it may have left since."""
-    has_left: bool = False
-    """The app has the call in its hands no more, and nobody has sent it away."""
-    is_last: bool = False
-    """The last words are being said: no more streams."""
-    arguments: tuple[str, ...] = ()
-    """What the dialplan has told of a call that comes in."""
-    left_app: str = ""
-    """The app of a process that is gone, to which the call comes when it is answered, or its caller
-    is back: it has to be fetched from there."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nobody here, or before, has given the caller anything to hear."""
-        return not (self.is_outbound or self.streams or self.is_taken_over or self.is_last)
-
-    @property
-    def is_in_hand(self) -> bool:
-        """Whether the app has the call in its hands, as far as it was told."""
-        return self.is_here and not (self.is_away or self.has_left or self.left_app)
-
-    @property
-    def is_left_away(self) -> bool:
-        """Whether another process has sent the caller away, or was about to when it ended."""
-        return self.is_away and self.is_taken_over and not self.streams
 
 
 @dataclass(slots=True)
@@ -263,7 +207,7 @@ class Exchange:
     def take_stream(self, call_sid: str) -> list[Step]:
         """What takes a call's stream away; that it ends is then no news."""
         leg = self.legs.get(call_sid)
-        return [] if leg is None else _without_stream(leg)
+        return [] if leg is None else without_stream(leg)
 
     def do(self, call_sid: str, reply: Reply | PassOn | None) -> list[Step]:
         """The steps of what the desk has answered."""
@@ -419,7 +363,7 @@ class Exchange:
             return self._destroyed(call_sid, 0, 0, now)  # why is nowhere to be asked
         if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
             self.forget(call_sid)
-            return [*_without_stream(leg), _over(leg, CallStatus.COMPLETED, {}, now)]
+            return [*without_stream(leg), _over(leg, CallStatus.COMPLETED, {}, now)]
         if leg.is_last:
             return [HangUp(call_sid)]
         told = channel.dialplan.app_data.split(",")[1:]
@@ -525,7 +469,7 @@ class Exchange:
             if leg.is_away and event.dialstatus == "ANSWER":
                 leg.left_app = ""  # they talk, and whoever comes back after that is nobody's
                 update = TransferUpdate(leg.call_sid, CallStatus.IN_PROGRESS, wants_document=False)
-                return [*_without_stream(leg), Tell(update)]  # which ends with the call
+                return [*without_stream(leg), Tell(update)]  # which ends with the call
             if leg.is_away and leg.left_app and event.dialstatus in _DIAL_STATUS:
                 return [Fetch(leg.call_sid, (TRANSFERRED, event.dialstatus))]
         elif event.peer is not None and (leg := self.legs.get(event.peer.id)) is not None:
@@ -538,7 +482,7 @@ class Exchange:
             leg = self.legs.get(call_of(name))
             if leg is None or leg.media_id != name:
                 return []
-            steps = _without_stream(leg)
+            steps = without_stream(leg)
             return steps if leg.has_left else [*steps, Tell(ResumeRequest(leg.call_sid))]
         leg = self.legs.pop(name, None)
         if leg is None:
@@ -553,7 +497,7 @@ class Exchange:
             status = _CAUSES.get(cause, CallStatus.FAILED)
         if leg.answered_at is None and 100 <= tech_cause < 1000:
             facts["sip_response_code"] = str(tech_cause)
-        return [*_without_stream(leg), _over(leg, status, facts, now)]
+        return [*without_stream(leg), _over(leg, status, facts, now)]
 
 
 def _over(leg: Leg, status: CallStatus, facts: Mapping[str, str], now: float) -> Tell:
@@ -566,19 +510,6 @@ def _status(call_sid: str, status: CallStatus, facts: Mapping[str, str] | None =
     # Numbered so that it is in order whoever tells it: one that takes a call over knows no other's
     # count.
     return Tell(StatusUpdate(call_sid, status, status.progress, facts or {}))
-
-
-def _without_stream(leg: Leg) -> list[Step]:
-    """What takes a call's stream away, if it has one."""
-    media_id, leg.media_id = leg.media_id, ""
-    leg.is_open = leg.is_joined = False
-    return [Drop(media_id)] if media_id else []
-
-
-def unfollow(leg: Leg) -> list[Step]:
-    """What has the app told of a call only while that is in its hands, as it is now."""
-    was_followed, leg.is_followed = leg.is_followed, False
-    return [Unfollow(leg.call_sid)] if was_followed else []
 
 
 def bridge_of(media_id: str) -> str:
