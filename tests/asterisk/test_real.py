@@ -441,25 +441,23 @@ async def test_keys_that_the_agent_presses_are_heard_as_tones(pbx, nursery):
     assert tone(heard[1:4], 941) < 0.3
 
 
-async def test_a_call_that_another_server_has_left_behind_is_ended(pbx, nursery):
+async def test_a_caller_who_rings_when_another_server_leaves_is_answered(pbx, nursery):
     url = f"ws://127.0.0.1:{pbx.http_port}/ari/events?app=offhook&api_key={USER}:{SECRET}"
     async with open_phone(pbx.sip) as phone:
-        refused: list[Ended] = []
-
-        async def call() -> None:
-            with pytest.raises(Ended) as ended:
-                await phone.call(US)
-            refused.append(ended.value)
-
+        nursery.start_soon(phone.run)
         async with connect(url, proxy=None) as another:
             await pbx.has_app("offhook")
-            nursery.start_soon(call)
+            nursery.start_soon(phone.call, US)
             while json.loads(await another.recv())["type"] != "StasisStart":
                 pass
         async with exchange_of(pbx) as exchange:
-            await exchange.nothing_left()
+            await hears_speech(phone)
+            call = await exchange.only_call()
+            await phone.hang_up()
+            await ended(exchange, call)
 
-    assert len(refused) == 1
+    assert call.end_reason == "caller-hung-up"
+    assert call.direction == "inbound"
 
 
 async def test_a_lost_stream_is_replaced_while_the_call_goes_on(exchange, nursery):

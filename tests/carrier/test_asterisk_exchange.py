@@ -17,7 +17,7 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.asterisk.ari import too_old
-from server.carrier.asterisk.events import Channel, Dialplan, Event, read_event
+from server.carrier.asterisk.events import Channel, Dialplan, Event, Party, read_event
 from server.carrier.asterisk.exchange import Exchange, bridge_of, call_of
 from server.carrier.asterisk.steps import (
     Answer,
@@ -341,6 +341,51 @@ def test_a_call_of_which_nothing_was_told_has_been_left_behind(channel):
     exchange = Exchange()
 
     assert exchange.seen(channel.id, channel, 21.0) == [Tell(ResumeRequest(channel.id))]
+
+
+def test_a_caller_who_came_in_unheard_and_of_whom_nobody_knows_is_taken_for_new():
+    exchange = Exchange()
+    channel = Channel(
+        CALL, "Ring", Party("+15005550100"), Dialplan("1000", "Stasis", "offhook,X-Agent=sales")
+    )
+    asked = VoiceRequest(
+        CALL, "+15005550100", begins=True, called="1000", headers={"X-Agent": "sales"}
+    )
+
+    exchange.seen(CALL, channel, 21.0)
+
+    assert exchange.do(CALL, EndCall()) == [Tell(asked)]
+    assert exchange.do(CALL, PassOn("1")) == [Move(CALL, "1", ("X-Agent=sales", "given"))]
+
+
+@pytest.mark.parametrize(
+    "reply", [EndCall(), RefuseCall(), ConnectStream("tick"), SayAndEndCall("Sorry.", "en")]
+)
+def test_what_a_caller_who_came_in_unheard_is_answered_at_last(reply):
+    unheard, heard = Exchange(), Exchange()
+    unheard.seen(CALL, Channel(CALL, "Ring", dialplan=IN_AN_APP), 21.0)
+    unheard.do(CALL, EndCall())
+    heard.take(event("StasisStart", CALL, "Ring"), 21.0)
+
+    assert unheard.do(CALL, reply) == heard.do(CALL, reply)
+
+
+@pytest.mark.parametrize(
+    ("channel", "is_answered_meanwhile"),
+    [
+        (Channel(CALL, "Up", dialplan=IN_AN_APP), False),
+        (Channel(CALL, "Ring", dialplan=IN_AN_APP), True),
+        (Channel(OURS, "Ringing", dialplan=Dialplan(app_name="AppDial2")), False),
+    ],
+    ids=["talking", "answered meanwhile", "rung by us"],
+)
+def test_a_call_that_was_left_behind_and_is_over_is_hung_up(channel, is_answered_meanwhile):
+    exchange = Exchange()
+    exchange.seen(channel.id, channel, 21.0)
+    if is_answered_meanwhile:
+        exchange.take(event("ChannelStateChange", channel.id), 21.1)
+
+    assert exchange.do(channel.id, EndCall()) == [HangUp(channel.id)]
 
 
 def test_a_call_that_another_process_has_taken_over_unheard_is_over_and_nothing_is_asked():

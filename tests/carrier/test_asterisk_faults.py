@@ -199,6 +199,20 @@ async def test_a_caller_who_came_back_unheard_is_asked_about(pbx):
     assert update == TransferUpdate(IN, CallStatus.BUSY, wants_document=True)
 
 
+async def test_a_caller_who_comes_in_unheard_is_answered(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk):
+        pbx.is_mute = True  # it tells nobody
+        await pbx.calls_in("offhook", IN, "X-Agent=sales")
+        pbx.is_mute = False
+        await pbx.apps["offhook"].aclose()
+        await pbx.until(lambda: talks(pbx, IN))
+
+    (asked,) = [one for one in desk.told if isinstance(one, VoiceRequest)]
+    assert (asked.number, asked.headers) == ("+15005550100", {"X-Agent": "sales"})
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
+
+
 async def test_a_password_that_is_changed_later_is_told_and_taken_up_again(pbx, capsys):
     desk = Desk(ANSWERS)
     async with hearing(pbx, desk):

@@ -574,6 +574,8 @@ class AsteriskCarrier:
                         self._exchange.opened(media_id)
                 case Fetch() | Bring():
                     await self._left.fetch(step)
+                case Tell():  # it may take a while
+                    self._do_later([step])
                 case StandIn(app):
                     await self._stand_ins.stand_in(app)
                 case HangUp(channel_id):

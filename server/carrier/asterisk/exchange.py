@@ -230,6 +230,9 @@ class Exchange:
                 self.forget(call_sid)
                 return [Continue(call_sid)]
             case EndCall():
+                if leg is not None and leg.unheard is not None and leg.answered_at is None:
+                    asked, leg.unheard = leg.unheard, None  # nobody knows of it: it is new
+                    return [Tell(asked)]
                 return [HangUp(call_sid)]
 
     def say(self, call_sid: str) -> list[Step]:
@@ -327,7 +330,11 @@ class Exchange:
             return []
         rings = call_sid.startswith(CALL_PREFIX) and channel.state != "Up"
         if rings or channel.dialplan.app_name == STASIS:
-            return self._left_behind(call_sid, now if channel.state == "Up" else None)
+            steps = self._left_behind(call_sid, now if channel.state == "Up" else None)
+            if not rings and channel.state != "Up":
+                told = channel.dialplan.app_data.split(",")[1:]
+                self.legs[call_sid].unheard = _question(self.legs[call_sid], channel, told)
+            return steps
         return [Unfollow(call_sid)]
 
     def _left_behind(self, call_sid: str, answered_at: float | None) -> list[Step]:
@@ -412,20 +419,8 @@ class Exchange:
 
     def _new(self, channel: Channel, args: Sequence[str], now: float) -> list[Step]:
         """A call comes in; the dialplan may have answered it, of which nothing more is told."""
-        told = tuple(one[:MAX_TEXT] for one in args[:MAX_ARGUMENTS] if one != GIVEN)
-        headers = {
-            found[1]: found[2] for one in told if (found := _HEADER.fullmatch(one)) is not None
-        }
-        called = channel.dialplan.exten
-        leg = self.legs[channel.id] = Leg(channel.id, arguments=told, is_here=True)
-        request = VoiceRequest(
-            channel.id,
-            channel.caller.number[:64],
-            begins=True,
-            called="" if called in NO_EXTENSIONS else called[:64],
-            headers=headers,
-            is_given=GIVEN in args,
-        )
+        leg = self.legs[channel.id] = Leg(channel.id, is_here=True)
+        request = _question(leg, channel, args)
         answered = self._answered(leg, now) if channel.state == "Up" else []
         return [*answered, Tell(request)]
 
@@ -510,6 +505,21 @@ def _status(call_sid: str, status: CallStatus, facts: Mapping[str, str] | None =
     # Numbered so that it is in order whoever tells it: one that takes a call over knows no other's
     # count.
     return Tell(StatusUpdate(call_sid, status, status.progress, facts or {}))
+
+
+def _question(leg: Leg, channel: Channel, args: Sequence[str]) -> VoiceRequest:
+    """What is asked about a call that comes in, of which the dialplan has told this."""
+    told = leg.arguments = tuple(one[:MAX_TEXT] for one in args[:MAX_ARGUMENTS] if one != GIVEN)
+    headers = {found[1]: found[2] for one in told if (found := _HEADER.fullmatch(one)) is not None}
+    called = channel.dialplan.exten
+    return VoiceRequest(
+        leg.call_sid,
+        channel.caller.number[:64],
+        begins=True,
+        called="" if called in NO_EXTENSIONS else called[:64],
+        headers=headers,
+        is_given=GIVEN in args,
+    )
 
 
 def bridge_of(media_id: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.carrier import CallStatus
+from server.carrier import CallStatus, VoiceRequest
 from server.carrier.asterisk.steps import Drop, Step, Unfollow
 
 STATES = {"Up": CallStatus.IN_PROGRESS, "Ringing": CallStatus.RINGING, "Ring": CallStatus.RINGING}
@@ -48,6 +48,9 @@ class Leg:
     """The last words are being said: no more streams."""
     arguments: tuple[str, ...] = ()
     """What the dialplan has told of a call that comes in."""
+    unheard: VoiceRequest | None = None
+    """Nothing was told of how it came, and its caller still rings: what is asked then, should
+    nobody know of it."""
     left_app: str = ""
     """The app of a process that is gone, to which the call comes when it is answered, or its caller
     is back: it has to be fetched from there."""
