@@ -512,6 +512,31 @@ def test_a_call_of_ours_that_was_answered_unheard_gets_its_stream():
     assert told_late == []
 
 
+def test_a_call_of_ours_that_was_heard_to_be_answered_but_not_to_come_gets_its_stream():
+    exchange = Exchange()
+    exchange.dial(OURS, "tick").is_dialling = False
+    exchange.take(event("ChannelStateChange", OURS), 3.0)
+
+    doubtful = exchange.doubtful([OURS], {OURS})
+    steps = exchange.found(OURS, Channel(OURS, "Up"), 20.0)
+    told_late = exchange.take(event("StasisStart", OURS), 20.1)
+
+    assert doubtful == [OURS]
+    assert steps == [OpenStream(OURS, OUR_MEDIA, "tick")]
+    assert told_late == []
+    assert exchange.doubtful([OURS], {OURS}) == []
+
+
+def test_a_stream_that_a_call_of_ours_was_given_since_is_not_replaced_by_the_one_it_waited_for():
+    exchange = Exchange()
+    exchange.dial(OURS, "tick").is_dialling = False
+    exchange.take(event("ChannelStateChange", OURS), 3.0)
+    exchange.open_stream(OURS, "second")
+
+    assert exchange.found(OURS, Channel(OURS, "Up"), 20.0) == []
+    assert exchange.take(event("StasisStart", OURS), 20.1) == []
+
+
 def test_a_caller_who_came_back_from_a_transfer_unheard_is_asked_about():
     exchange = talking()
     exchange.legs[CALL].is_away = True

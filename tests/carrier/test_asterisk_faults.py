@@ -213,6 +213,22 @@ async def test_a_caller_who_comes_in_unheard_is_answered(pbx):
     assert desk.statuses == [CallStatus.IN_PROGRESS]
 
 
+async def test_a_phone_that_is_heard_to_be_answered_but_not_to_come_gets_its_stream(pbx):
+    desk = Desk(ANSWERS)
+    async with hearing(pbx, desk) as carrier:
+        call = await place(carrier)
+        pbx.channels[call]["state"] = "Up"
+        await pbx.tell("offhook", "ChannelStateChange", call)
+        pbx.is_mute = True  # the rest is told to nobody
+        await pbx.answers(call)
+        pbx.is_mute = False
+        await desk.is_told(StatusUpdate)
+        await pbx.apps["offhook"].aclose()
+        await pbx.until(lambda: talks(pbx, call))
+
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
+
+
 async def test_a_password_that_is_changed_later_is_told_and_taken_up_again(pbx, capsys):
     desk = Desk(ANSWERS)
     async with hearing(pbx, desk):

@@ -178,6 +178,7 @@ class Exchange:
             leg.ticket = ticket
             return []
         steps: list[Step] = list(self.take_stream(call_sid))
+        leg.ticket = ""  # one that waits is of no use any more
         leg.streams += 1
         leg.media_id = f"{MEDIA_PREFIX}{self.mark}{leg.streams}.{call_sid}"
         steps.append(OpenStream(call_sid, leg.media_id, ticket))
@@ -347,7 +348,8 @@ class Exchange:
         return [
             leg.call_sid
             for leg in legs
-            if leg.call_sid not in there or leg.is_away or leg.is_last or leg.answered_at is None
+            if leg.call_sid not in there
+            or (leg.is_away or leg.is_last or leg.answered_at is None or leg.ticket)
         ]
 
     def found(
@@ -380,7 +382,7 @@ class Exchange:
             return self._started(channel, told, now)
         if leg.is_left_away and channel.dialplan.app_name == STASIS:
             return [Fetch(call_sid)] if leg.left_app else self.caller_stayed(call_sid)
-        if channel.state == "Up" and leg.answered_at is None:
+        if channel.state == "Up" and (leg.answered_at is None or leg.ticket):
             if leg.left_app:
                 return [*self._answered(leg, now), Fetch(call_sid)]
             return self._started(channel, [], now) if leg.ticket else self._answered(leg, now)
