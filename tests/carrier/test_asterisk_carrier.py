@@ -156,6 +156,13 @@ async def taken_over_unheard(
     return talks(pbx, call)
 
 
+async def takes_another(pbx: FakeAri) -> None:
+    """Another call comes in, and talks."""
+    await pbx.calls_in("offhook", "1764.2")
+    await pbx.until(lambda: talks(pbx, "1764.2"))
+    await pbx.ends("1764.2")
+
+
 async def is_left_with_somebody_else(pbx: FakeAri) -> None:
     """A caller is transferred, and the process that did it, ``0``, ends."""
     async with hearing(pbx, Desk(ANSWERS), "0") as carrier:
@@ -1359,3 +1366,50 @@ async def test_a_transfer_that_was_done_without_our_being_told_is_one(pbx, statu
 
     assert pbx.variables[IN]["TIMEOUT(absolute)"] == "0"
     assert desk.statuses[-1] is CallStatus.COMPLETED
+
+
+async def test_a_transfer_that_was_done_without_our_being_answered_at_all_is_one(pbx):
+    desk = Desk({VoiceRequest: ConnectStream("tick")})
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        may_fail = trio.Event()
+        pbx.fails("POST", "/continue", is_done=True, until=may_fail)
+        pbx.fails("GET", f"/channels/{IN}", status=503, left=ALWAYS)
+
+        async def fail() -> None:
+            await pbx.until(lambda: pbx.sent_away)
+            await takes_another(pbx)  # what is told before that has been heard
+            may_fail.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+        await pbx.ends(IN)
+        await desk.is_told(StatusUpdate, 4)
+
+    assert pbx.variables[IN]["TIMEOUT(absolute)"] == "0"
+    assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
+    assert desk.statuses[-1] is CallStatus.COMPLETED
+
+
+async def test_a_transfer_of_which_nothing_at_all_is_told_is_found_to_be_one(pbx):
+    desk = Desk({VoiceRequest: ConnectStream("tick")})
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        pbx.fails("POST", "/continue", is_done=True)
+        pbx.fails("GET", f"/channels/{IN}", status=503)
+        pbx.is_mute = True
+        with pytest.raises(CarrierError):
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: not media_of(pbx, IN))
+        pbx.is_mute = False
+        who = {"caller": pbx.shown(IN), "peer": {"id": "1764.99", "state": "Up"}}
+        await pbx.tell("offhook", "Dial", dialstatus="ANSWER", **who)
+        (update,) = await desk.is_told(TransferUpdate)
+
+    assert update.status is CallStatus.IN_PROGRESS
+    assert IN in pbx.channels
+    assert not [one for one in desk.told if isinstance(one, ResumeRequest)]

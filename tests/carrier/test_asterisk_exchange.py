@@ -44,6 +44,10 @@ CALL, MEDIA = "1764.1", "offhook.media.1.1764.1"
 OURS, OUR_MEDIA = "offhook-a", "offhook.media.1.offhook-a"
 
 
+IN_AN_APP = Dialplan("1", "Stasis", "offhook")
+IN_THE_DIALPLAN = Dialplan("+15005550101", "Dial", "PJSIP/1@trunk")
+
+
 def event(kind: str, channel: str = "", state: str = "Up", **other: object):
     """An event as ARI writes it, with members of no use here."""
     told: dict[str, object] = {"type": kind, "timestamp": "2026-11-28T19:48:48.152+0000"}
@@ -236,6 +240,48 @@ def test_a_transfer_that_somebody_answers_is_told():
     assert told(answered) == [TransferUpdate(CALL, CallStatus.IN_PROGRESS, wants_document=False)]
 
 
+def away_unheard() -> Exchange:
+    """A caller who may have been sent away, of which nothing was told."""
+    exchange = talking()
+    exchange.legs[CALL].is_followed = True
+    return exchange
+
+
+def test_a_caller_who_was_sent_away_without_our_being_told_is_away():
+    exchange = away_unheard()
+
+    doubtful = exchange.doubtful([CALL], {CALL})
+    steps = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_THE_DIALPLAN), 20.0)
+    media_over = exchange.take(event("ChannelDestroyed", MEDIA), 20.1)
+    back = exchange.take(event("StasisStart", CALL, args=["transferred", "BUSY"]), 24.0)
+
+    assert doubtful == [CALL]
+    assert steps == [Drop(MEDIA)]
+    assert media_over == []
+    assert back[0] == Tell(TransferUpdate(CALL, CallStatus.BUSY, wants_document=True))
+
+
+@pytest.mark.parametrize("runs", ["", "Stasis"])
+def test_a_caller_who_may_have_been_sent_away_and_is_here_goes_on(runs):
+    exchange = away_unheard()
+
+    steps = exchange.found(CALL, Channel(CALL, "Up", dialplan=Dialplan(app_name=runs)), 20.0)
+
+    assert steps == []
+    assert exchange.legs[CALL].media_id == MEDIA
+
+
+def test_a_phone_that_was_just_answered_is_not_away_though_it_has_not_come():
+    exchange = Exchange()
+    exchange.dial(OURS, "tick").is_dialling = False
+    exchange.take(event("ChannelStateChange", OURS), 3.0)
+    settled(exchange, {OURS})
+
+    exchange.found(OURS, Channel(OURS, "Up", dialplan=Dialplan(app_name="AppDial2")), 3.1)
+
+    assert not exchange.legs[OURS].is_away
+
+
 def test_that_the_stream_ends_of_a_caller_who_talks_with_somebody_else_is_no_news():
     exchange = talking()
     exchange.legs[CALL].is_away = True
@@ -323,9 +369,6 @@ def test_what_was_missed_is_made_up_for():
         Drop(MEDIA),
         Tell(ResumeRequest(CALL)),
     }
-
-
-IN_AN_APP = Dialplan("1", "Stasis", "offhook")
 
 
 @pytest.mark.parametrize(
@@ -448,7 +491,7 @@ def test_a_phone_that_was_just_answered_has_not_left():
 @pytest.mark.parametrize("call", [CALL, OURS])
 def test_a_caller_who_talks_with_somebody_else_in_the_dialplan_was_not_left_behind(call):
     exchange = Exchange()
-    transferred = Channel(call, "Up", dialplan=Dialplan("+15005550101", "Dial", "PJSIP/1@trunk"))
+    transferred = Channel(call, "Up", dialplan=IN_THE_DIALPLAN)
 
     assert exchange.seen(call, transferred, 21.0) == [Unfollow(call)]
     assert exchange.legs == {}

@@ -26,13 +26,13 @@ from tests.carrier.test_asterisk_carrier import (
     media_of,
     place,
     requests,
+    takes_another,
     talks,
 )
-from tests.support.ari import ALWAYS, FakeAri, fake_ari
+from tests.support.ari import ALWAYS, fake_ari
 
 pytestmark = pytest.mark.sockets
 
-OTHER = "1764.2"
 STATUSES = (0, 400, 401, 404, 409, 412, 422, 500, 503)
 
 
@@ -47,13 +47,6 @@ def short_pauses(monkeypatch):
 async def pbx():
     async with fake_ari() as one:
         yield one
-
-
-async def takes_another(pbx: FakeAri) -> None:
-    """Another call comes in, and talks."""
-    await pbx.calls_in("offhook", OTHER)
-    await pbx.until(lambda: talks(pbx, OTHER))
-    await pbx.ends(OTHER)
 
 
 @pytest.mark.parametrize("status", STATUSES)

@@ -284,7 +284,7 @@ class AsteriskCarrier:
             raise CallNotInProgress("the call is over", status=404)
         told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), APP_VARIABLE: self._app}
         was_limited, media_id = leg.is_limited, leg.media_id
-        leg.is_away, leg.is_limited = True, False
+        leg.is_away, leg.was_sent, leg.is_limited = True, False, False
         try:
             # Outside Stasis a channel is told of only if it is asked for.
             if not leg.is_followed:
@@ -296,7 +296,8 @@ class AsteriskCarrier:
             # Who is called may answer before we are: then the call is over, and whoever asked is
             # gone. A request has a deadline of its own.
             with trio.CancelScope(shield=True):
-                await self._hands.send_away(call_sid, self._transfer_context, number)
+                where = self._transfer_context, number
+                await self._hands.send_away(call_sid, *where, lambda: leg.was_sent)
         except BaseException as error:
             leg.is_away = False
             if not (isinstance(error, CarrierError) and error.outcome_unknown):  # they are here

@@ -350,6 +350,7 @@ class Exchange:
             for leg in legs
             if leg.call_sid not in there
             or (leg.is_away or leg.is_last or leg.answered_at is None or leg.ticket)
+            or leg.is_followed  # it may be away
         ]
 
     def found(
@@ -386,6 +387,10 @@ class Exchange:
             if leg.left_app:
                 return [*self._answered(leg, now), Fetch(call_sid)]
             return self._started(channel, [], now) if leg.ticket else self._answered(leg, now)
+        runs = channel.dialplan.app_name
+        if leg.is_followed and leg.is_in_hand and runs not in ("", STASIS):
+            leg.is_away = True  # we have sent them away, and were not told
+            return without_stream(leg)
         return []
 
     # -- events ------------------------------------------------------------------------------
@@ -457,6 +462,8 @@ class Exchange:
         """A channel is in the app's hands no more: of some, nothing more is told."""
         leg = self.legs.get(name)
         if leg is None or leg.is_away:
+            if leg is not None:
+                leg.was_sent = True
             return []
         leg.has_left = True
         return [Look(name)]

@@ -252,8 +252,16 @@ class Hands:
         """
         return channel_id in (await self.app(self._app)).channel_ids
 
-    async def send_away(self, channel_id: str, context: str, extension: str) -> None:
+    async def send_away(
+        self, channel_id: str, context: str, extension: str, was_told: Callable[[], bool]
+    ) -> None:
         """Have a channel go on at a line of the dialplan.
+
+        Args:
+            channel_id: The channel.
+            context: Where the line is.
+            extension: Which it is.
+            was_told: Whether our app was told since that the channel has left.
 
         Raises:
             CarrierError: Refused or not reached; it is still here, or that is not known.
@@ -266,15 +274,15 @@ class Hands:
                 priority=1,
             )
         except CarrierError as error:
-            if not (error.outcome_unknown and await self.has_left(channel_id)):
+            if not (error.outcome_unknown and await self._has_left(channel_id, was_told)):
                 raise
 
-    async def has_left(self, channel_id: str) -> bool:
+    async def _has_left(self, channel_id: str, was_told: Callable[[], bool]) -> bool:
         """Whether a channel is known to go on in the dialplan."""
         try:
             channel = await self.look(channel_id)
         except CarrierError:
-            return False
+            return was_told()
         return channel is not None and channel.dialplan.app_name != STASIS
 
     async def app_of(self, channel_id: str) -> str:

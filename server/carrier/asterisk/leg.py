@@ -38,6 +38,8 @@ class Leg:
     """Asterisk ends the call should nobody here do it."""
     is_away: bool = False
     """The caller is with somebody else, in the dialplan's hands."""
+    was_sent: bool = False
+    """Since the caller was last to be sent there, the app was told that they have left."""
     is_followed: bool = False
     """The app has asked to be told of the call outside its hands, too: once, as Asterisk counts."""
     is_here: bool = False
