@@ -1413,3 +1413,29 @@ async def test_a_transfer_of_which_nothing_at_all_is_told_is_found_to_be_one(pbx
     assert update.status is CallStatus.IN_PROGRESS
     assert IN in pbx.channels
     assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
+
+
+@pytest.mark.parametrize("status", [403, 500])
+async def test_a_stream_that_ends_while_a_transfer_is_refused_is_replaced(pbx, status):
+    desk = Desk(ANSWERS | {ResumeRequest: ConnectStream("tock")})
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        (media,) = media_of(pbx, IN)
+        may_fail = trio.Event()
+        pbx.fails("POST", "/continue", status=status, until=may_fail)
+
+        async def fail() -> None:
+            await pbx.until(lambda: requests(pbx, "POST", "/continue"))
+            await pbx.ends(media)
+            await desk.is_told(ResumeRequest)
+            await takes_another(pbx)  # what was answered has been done
+            may_fail.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            with pytest.raises(CarrierError):
+                await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        await pbx.until(lambda: talks(pbx, IN))
+
+    assert len([one for one in desk.told if isinstance(one, ResumeRequest)]) == 2

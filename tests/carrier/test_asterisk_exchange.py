@@ -271,6 +271,35 @@ def test_a_caller_who_may_have_been_sent_away_and_is_here_goes_on(runs):
     assert exchange.legs[CALL].media_id == MEDIA
 
 
+def test_a_caller_whose_stream_has_ended_while_they_were_to_be_sent_away_is_asked_about_again():
+    exchange = talking()
+    exchange.legs[CALL].is_away = True
+    asked = exchange.take(event("ChannelDestroyed", MEDIA), 11.0)
+    unopened = exchange.do(CALL, ConnectStream("second"))
+    meanwhile = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 12.0)
+    exchange.legs[CALL].is_away = False
+
+    stayed = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 13.0)
+    once = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 13.0)
+    opened = exchange.do(CALL, ConnectStream("third"))
+
+    assert asked == [Drop(MEDIA), Tell(ResumeRequest(CALL))]
+    assert unopened == meanwhile == once == []
+    assert stayed == [Tell(ResumeRequest(CALL))]
+    assert opened == [OpenStream(CALL, "offhook.media.2.1764.1", "third")]
+
+
+def test_a_caller_whose_stream_has_ended_and_who_has_left_is_not_asked_about_again():
+    exchange = away_unheard()
+    exchange.legs[CALL].is_away = True
+    exchange.take(event("ChannelDestroyed", MEDIA), 11.0)
+    exchange.do(CALL, ConnectStream("second"))
+    exchange.legs[CALL].is_away = False
+
+    assert exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_THE_DIALPLAN), 13.0) == []
+    assert exchange.legs[CALL].is_away
+
+
 def test_a_phone_that_was_just_answered_is_not_away_though_it_has_not_come():
     exchange = Exchange()
     exchange.dial(OURS, "tick").is_dialling = False

@@ -172,7 +172,10 @@ class Exchange:
     def open_stream(self, call_sid: str, ticket: str) -> list[Step]:
         """The steps that give a call a stream; none if there is no such call."""
         leg = self.legs.get(call_sid)
-        if leg is None or leg.is_last or leg.is_away:
+        if leg is None or leg.is_last:
+            return []
+        leg.lacks_stream = leg.is_away
+        if leg.is_away:
             return []
         if leg.is_outbound and leg.answered_at is None:  # whoever is called has not answered yet
             leg.ticket = ticket
@@ -391,6 +394,9 @@ class Exchange:
         if leg.is_followed and leg.is_in_hand and runs not in ("", STASIS):
             leg.is_away = True  # we have sent them away, and were not told
             return without_stream(leg)
+        if leg.lacks_stream and leg.is_in_hand and runs == STASIS:  # they were not sent away
+            leg.lacks_stream = False
+            return [Tell(ResumeRequest(call_sid))]
         return []
 
     # -- events ------------------------------------------------------------------------------

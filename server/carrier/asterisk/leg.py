@@ -33,6 +33,8 @@ class Leg:
     """Asterisk has answered that it knows of that channel."""
     is_joined: bool = False
     """That channel has come, and is put together with the call's."""
+    lacks_stream: bool = False
+    """Another was to be opened while the caller was away, or was to be sent away."""
     streams: int = 0
     is_limited: bool = False
     """Asterisk ends the call should nobody here do it."""
