@@ -478,6 +478,26 @@ async def test_a_lost_stream_is_replaced_while_the_call_goes_on(exchange, nurser
     assert call.end_reason == "caller-hung-up"
 
 
+async def test_a_caller_whom_the_pbx_sends_to_us_again_is_heard_again(exchange, nursery):
+    async with exchange.phone() as phone:
+        nursery.start_soon(phone.run)
+        await phone.call(US)
+        await hears_speech(phone)
+        call = await exchange.only_call()
+        (name,) = [
+            one["name"] for one in await pbx_channels(exchange) if one["id"] == call.call_sid
+        ]
+        await exchange.pbx.command(f"channel redirect {name} from-trunk,{US},1")
+        await noted(call, "line back")
+        heard = len(phone.heard)
+        call.conversation.session.send_text("Hello?")
+        await hears_speech(phone, after=heard)
+        await phone.hang_up()
+        await ended(exchange, call)
+
+    assert call.end_reason == "caller-hung-up"
+
+
 async def pbx_channels(exchange) -> list[dict]:
     """What channels there are at Asterisk."""
     return await exchange.pbx.ask("channels")

@@ -1086,6 +1086,39 @@ async def test_a_call_that_comes_back_before_it_is_known_where_it_has_been_is_mo
     assert first.statuses == [CallStatus.IN_PROGRESS]
 
 
+@pytest.mark.parametrize("status", [409, 500])
+async def test_a_call_that_has_left_and_cannot_be_moved_here_is_let_go(pbx, status):
+    first, may_look = Desk(ANSWERS), trio.Event()
+    async with hearing(pbx, Desk(ANSWERS), "1") as other, hearing(pbx, first, "0") as carrier:
+        await pbx.calls_in("offhook-0", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        pbx.fails("GET", f"/channels/{IN}", status=503, until=may_look)
+        await other.reconnect(IN, "tock")
+        await pbx.until(lambda: talks(pbx, IN) and requests(pbx, "GET", f"/channels/{IN}"))
+        pbx.fails("POST", "/move", status=status)
+        with pytest.raises(CarrierError):
+            await carrier.reconnect(IN, "tack")
+        await first.is_told(StatusUpdate, 2)
+        still_talks = talks(pbx, IN)
+        may_look.set()
+
+    assert still_talks
+    assert first.statuses == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
+
+
+async def test_a_caller_whom_the_pbx_takes_and_gives_back_is_asked_about(pbx):
+    desk = Desk(ANSWERS | {ResumeRequest: ConnectStream("tock")})
+    async with hearing(pbx, desk):
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        (media,) = media_of(pbx, IN)
+        await pbx.goes_round(IN)
+        await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+
+    assert len([one for one in desk.told if isinstance(one, ResumeRequest)]) == 1
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
+
+
 async def test_a_caller_who_hangs_up_just_when_they_are_to_hear_the_apology_has_hung_up(pbx):
     desk, may_look = Desk(ANSWERS), trio.Event()
     async with hearing(pbx, desk) as carrier:

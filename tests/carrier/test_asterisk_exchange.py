@@ -400,6 +400,13 @@ def test_what_was_missed_is_made_up_for():
     }
 
 
+def found_at_last(exchange: Exchange, now: float) -> list[object]:
+    """What follows where a call is with somebody else, and does not come back."""
+    channel = Channel(CALL, "Up", dialplan=IN_AN_APP)
+    assert exchange.found(CALL, channel, now) == [Gone(CALL)]
+    return exchange.found(CALL, channel, now, has_waited=True)
+
+
 @pytest.mark.parametrize(
     "channel",
     [
@@ -466,7 +473,7 @@ def test_a_call_that_another_process_has_taken_over_unheard_is_over_and_nothing_
 
     steps = exchange.settle(before, set(), (), 20.0)
     doubtful = exchange.doubtful(before, set())
-    looked_at = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 20.0)
+    looked_at = found_at_last(exchange, 20.0)
 
     assert steps == [Drop(MEDIA)]
     assert doubtful == [CALL]
@@ -480,7 +487,7 @@ def test_a_call_that_started_unheard_and_left_unheard_is_over():
 
     settled(exchange, {CALL})
     settled(exchange, set())
-    looked_at = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 22.0)
+    looked_at = found_at_last(exchange, 22.0)
 
     assert told(looked_at) == [StatusUpdate(CALL, CallStatus.COMPLETED, 4)]
 
@@ -817,7 +824,7 @@ def test_a_call_that_another_process_has_taken_is_let_go_of():
 
     left = exchange.take(event("StasisEnd", CALL), 17.4)
     media_over = exchange.take(event("ChannelDestroyed", MEDIA), 17.5)
-    steps = exchange.found(CALL, Channel(CALL, "Up"), 17.5)
+    steps = found_at_last(exchange, 17.5)
 
     assert left == [Look(CALL)]
     assert media_over == [Drop(MEDIA)]
@@ -829,12 +836,17 @@ def test_a_call_that_has_left_and_is_back_goes_on():
     exchange = talking()
 
     left = exchange.take(event("StasisEnd", CALL), 17.4)
-    exchange.take(event("StasisStart", CALL), 17.5)
-    steps = exchange.found(CALL, Channel(CALL, "Up"), 17.6)
+    too_early = exchange.found(CALL, Channel(CALL, "Up"), 17.4)
+    back = exchange.take(event("StasisStart", CALL), 17.5)
+    steps = exchange.found(CALL, Channel(CALL, "Up"), 18.4, has_waited=True)
 
+    assert too_early == [Gone(CALL)]
     assert left == [Look(CALL)]
+    assert back == [Drop(MEDIA), Tell(ResumeRequest(CALL))]  # they hear each other no more
     assert steps == []
-    assert CALL in exchange.legs
+    assert exchange.do(CALL, ConnectStream("tock")) == [
+        OpenStream(CALL, "offhook.media.2.1764.1", "tock")
+    ]
 
 
 def test_who_asks_by_way_of_asterisk_whether_we_are_there_is_told():

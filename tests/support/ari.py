@@ -142,6 +142,14 @@ class FakeAri:
         self.channels[channel_id]["app"] = app
         await self._given(channel_id, app, ["transferred", dialstatus])
 
+    async def goes_round(self, channel_id: str) -> None:
+        """Somebody has the dialplan take a caller from their app, and give them to it again."""
+        app = self.channels[channel_id]["app"]
+        for members in self.bridges.values():
+            members.discard(channel_id)
+        await self.tell(app, "StasisEnd", channel_id)
+        await self._given(channel_id, app, [])
+
     async def _given(self, channel_id: str, app: str, args: list[str]) -> None:
         dialplan = {"app_name": "Stasis", "app_data": ",".join((app, *args))}
         self.channels[channel_id]["dialplan"] = dialplan

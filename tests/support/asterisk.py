@@ -37,7 +37,7 @@ res_http_websocket res_pjproject res_pjsip res_pjsip_caller_id res_pjsip_dtmf_in
 res_pjsip_endpoint_identifier_ip res_pjsip_rfc3326 res_pjsip_sdp_rtp res_pjsip_session
 res_pjsip_outbound_registration res_rtp_asterisk res_sorcery_config res_sorcery_memory
 res_sorcery_astdb res_stasis res_stasis_answer res_stasis_playback res_stasis_recording
-res_stasis_snoop res_stasis_device_state res_timing_timerfd res_websocket_client
+res_clioriginate res_stasis_snoop res_stasis_device_state res_timing_timerfd res_websocket_client
 res_pjsip_header_funcs res_pjsip_pubsub res_ari_endpoints bridge_native_rtp
 """
 CONFIGURATION = {
@@ -194,6 +194,14 @@ class Asterisk:
         """Have ARI take something away."""
         async with httpx2.AsyncClient(trust_env=False, verify=False) as http:
             await http.delete("/".join((self.url, "ari", *path)), auth=(USER, SECRET))
+
+    async def command(self, line: str) -> None:
+        """Have it do what its own console can be told."""
+        conf = f"/{self.home.relative_to(ROOT)}/asterisk.conf"
+        with trio.fail_after(60):
+            await trio.run_process(
+                ["chroot", ROOT, "asterisk", "-C", conf, "-rx", line], capture_stdout=True
+            )
 
     async def has_app(self, name: str) -> None:
         """Wait until somebody hears the events of an app."""

@@ -559,8 +559,8 @@ class AsteriskCarrier:
                     self._do_later(self._exchange.found(call_sid, channel, trio.current_time()))
                 case Gone(call_sid):
                     await trio.sleep(TOLD_S)
-                    now = trio.current_time()
-                    self._do_later(self._exchange.found(call_sid, None, now, has_waited=True))
+                    channel, now = await self._hands.look(call_sid), trio.current_time()
+                    self._do_later(self._exchange.found(call_sid, channel, now, has_waited=True))
                 case Find(call_sid):
                     await trio.sleep(TOLD_S)
                     channel = await self._hands.look(call_sid)

@@ -365,7 +365,7 @@ class Exchange:
             call_sid: The call.
             channel: What Asterisk knows of it; None where that is nothing.
             now: The time.
-            has_waited: Whether why it is gone would have been told by now.
+            has_waited: Whether why it is gone, or that it is back, would have been told by now.
         """
         leg = self.legs.get(call_sid)
         if leg is None:
@@ -374,6 +374,8 @@ class Exchange:
             if leg.answered_at is None and not has_waited:
                 return [Gone(call_sid)]
             return self._destroyed(call_sid, 0, 0, now)  # why is nowhere to be asked
+        if leg.has_left and not has_waited:  # it may come again at once
+            return [Gone(call_sid)]
         if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
             self.forget(call_sid)
             return [*without_stream(leg), _over(leg, CallStatus.COMPLETED, {}, now)]
@@ -410,6 +412,7 @@ class Exchange:
             logger.error(refused, chars=len(name), most=MAX_CALL_SID_CHARS)
             return [HangUp(name)]
         leg = self.legs.get(name)
+        was_out = leg is not None and leg.has_left
         if leg is not None:
             leg.left_app, leg.is_here, leg.has_left = "", True, False
         if args[:1] == [TRANSFERRED]:
@@ -426,6 +429,8 @@ class Exchange:
             return self.caller_stayed(name)
         ticket, leg.ticket = leg.ticket, ""
         leg.is_heard_of = True
+        if not ticket and was_out and leg.media_id:  # by somebody else: it is in no bridge now
+            return [*without_stream(leg), Tell(ResumeRequest(name))]
         if not ticket:  # it was brought here, by us
             return []
         return [*self._answered(leg, now), *unfollow(leg), *self.open_stream(name, ticket)]

@@ -22,12 +22,14 @@ from server.carrier.asterisk.exchange import (
     Exchange,
 )
 from server.carrier.asterisk.hands import Hands
+from server.carrier.asterisk.leg import Leg
 from server.carrier.asterisk.steps import (
     Bring,
     Continue,
     Drop,
     Fetch,
     HangUp,
+    Look,
     StandIn,
     Step,
     Tell,
@@ -86,16 +88,26 @@ class Left:
         try:
             if before is None and await self._hands.has(call_sid):
                 leg.is_here = True
-            else:  # which it is later: our app is told
-                await self._hands.move_here(call_sid)
-            leg.has_left = False
+            else:
+                await self._move_here(leg)
             if call_sid.startswith(CALL_PREFIX):
                 await self._check_answered(call_sid)
         except BaseException:
-            if before is None:  # of one that has left it is being asked whether it is over
+            if before is None:
                 self._exchange.forget(call_sid)
             raise
         return True
+
+    async def _move_here(self, leg: Leg) -> None:
+        """Move a call to our app, which is told of it: that one comes that had left is no news."""
+        was_out, leg.has_left, leg.is_here = leg.has_left, False, False
+        try:
+            await self._hands.move_here(leg.call_sid)
+        except BaseException:
+            if was_out and not leg.is_here:  # and it has not come all the same
+                leg.has_left = leg.is_here = True
+                self._do_later([Look(leg.call_sid)])  # the one before may have been misled
+            raise
 
     async def _check_answered(self, call_sid: str) -> None:
         channel = await self._hands.look(call_sid)

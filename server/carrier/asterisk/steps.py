@@ -101,7 +101,9 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A call that nobody has answered is not there any more: why may be told yet."""
+    """A call that nobody has answered is not there any more, or one has left the app: why may be
+    told yet, or that it is back.
+    """
 
     call_sid: str
 
