@@ -56,6 +56,8 @@ TAKEOVERS = 200
 ROUNDS = 10
 """In which there are so many: calls begin anew for each, as those that moved stay where nobody is
 killed."""
+TASKS_OF_A_CONNECTION = 3
+"""To the registry: what it is, and who reads and writes it."""
 IDLE_ROUNDS = 3
 """In a row that move nothing; then it is given up."""
 COST_S = 30.0
@@ -309,11 +311,16 @@ def _dials(world: World, calls: int) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """What could be left behind on a node that nobody kills, and in the registry."""
+    """What could be left behind on a node that nobody kills, and in the registry.
+
+    Less the connections to the registry, of which a node keeps as many as it has wanted at once,
+    eight at most, and the tasks of each.
+    """
 
     descriptors: int
     threads: int
     tasks: int
+    """Of all nodes."""
     calls: int
     lists: int
     """Of live calls, one of each process that has any."""
@@ -339,7 +346,9 @@ class _Left:
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         calls = held_by(world, world.nodes)
         claims = held_by(world, world.nodes, "offhook_registry_calls")
-        tasks = held_by(world, world.nodes, "offhook_tasks")
+        kept = [processes.connections_to(node.process.pid, port) for node in world.nodes]
+        descriptors -= kept[0]
+        tasks = held_by(world, world.nodes, "offhook_tasks") - TASKS_OF_A_CONNECTION * sum(kept)
         lists, states, keys = lists_of(port), states_of(port), odd_keys_of(port)
         return cls(descriptors, threads, tasks, calls, lists, states, claims, keys)
 
