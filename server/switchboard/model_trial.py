@@ -199,8 +199,12 @@ class ModelTrial:
         session = self._model.new_session(agent, _Nobody(), _to_nobody)
         try:
             return await _connect_once(session, is_fallback=is_fallback)
-        except ModelSetupRefused as error:
-            if error.refusal is not None:
+        except ModelError as error:
+            is_agents = isinstance(error, ModelSetupRefused) and error.refusal is None
+            # A session goes to the fallback by itself, and what that one says hides what the model
+            # has refused: it may have been what the agent asks for.
+            is_fallbacks = session.standing.on_fallback and not is_fallback
+            if not (is_agents or (is_fallbacks and agent != Agent())):
                 raise
         # It is not the account that is refused, but what this agent asks for, such as a voice that
         # only its own model has: what the server asks for by itself tells of the account.

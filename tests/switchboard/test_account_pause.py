@@ -609,6 +609,7 @@ class Endpoint:
     opened: int = 0
     open: int = 0
     own: Endpoint | None = None  # a model that an agent may have of its own
+    unknown_voice: str = ""
 
     def of_model(self, name: str) -> Endpoint:
         assert self.own is not None
@@ -616,13 +617,17 @@ class Endpoint:
         return self.own
 
     @asynccontextmanager
-    async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[Answers]:
+    async def open_connection(
+        self, agent: Agent, *_: Any, **options: Any
+    ) -> AsyncIterator[Answers]:
         self.asked += 1
         if self.hangs:
             await trio.sleep_forever()
         await trio.sleep(self.takes_s)
         if self.failure is not None:
             raise self.failure
+        if self.unknown_voice and agent.voice == self.unknown_voice:
+            raise NO_VOICE
         self.opened += 1
         self.open += 1
         try:
@@ -716,6 +721,47 @@ async def test_what_is_refused_of_an_agents_own_model_and_the_fallback_pauses_no
     assert theirs.refusal is Kind.QUOTA
     assert (main.asked, fallback.asked) == (1, 1)
     assert not paused(calls)
+
+
+@pytest.fixture
+async def both_and_own(nursery):
+    """Calls of an agent with a voice and a model of its own; and the model and its fallback."""
+    main, fallback = Endpoint("main", unknown_voice="theirs"), Endpoint("fallback", NO_QUOTA)
+    main.own = Endpoint("retired", NO_QUOTA)
+    calls = make_calls(
+        model=LastingModel(main, fallback=fallback),
+        limits={"quota_pause_s": 60.0},
+        find_agent={"theirs": OF_ANOTHER_VOICE}.get,
+    )
+    await nursery.start(calls.run)
+    nursery.start_soon(calls.model_trial.run)
+    return calls, main, fallback
+
+
+async def test_what_a_fallback_is_refused_pauses_no_calls_of_a_model_that_lacks_an_agents_voice(
+    autojump_clock, both_and_own
+):
+    calls, main, _ = both_and_own
+    theirs = await ended(calls, OF_ANOTHER_VOICE)
+    await trio.sleep(TRY_MODEL_S + 1.0)
+
+    assert theirs.refusal is Kind.QUOTA
+    assert (main.asked, main.opened, main.open) == (2, 1, 0)
+    assert not paused(calls)
+
+
+async def test_a_model_that_is_refused_as_well_pauses_all_calls_though_it_lacks_an_agents_voice(
+    autojump_clock, both_and_own
+):
+    calls, main, _ = both_and_own
+    main.failure = NO_QUOTA
+    await ended(calls, OF_ANOTHER_VOICE)
+    await trio.sleep(TRY_MODEL_S + 1.0)
+    at_first = paused(calls)
+    main.failure = None
+    await trio.sleep(60.0 + TRY_MODEL_S)
+
+    assert (at_first, paused(calls)) == (True, False)
 
 
 async def test_a_model_without_a_fallback_has_all_the_time_of_a_try(autojump_clock, nursery):
