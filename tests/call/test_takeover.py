@@ -712,6 +712,30 @@ async def test_a_tool_that_still_runs_at_a_reconnect_is_forgotten_only_when_it_i
     assert done == ()
 
 
+@pytest.mark.parametrize("reconnects", [1, 2])
+async def test_a_tool_that_was_done_after_a_reconnect_is_kept_until_the_model_has_answered(
+    autojump_clock, nursery, reconnects
+):
+    async with two(nursery) as (registry, first, _):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        session = first.calls.model.session
+        session.event(BOOK)
+        await trio.sleep(0.3)
+        for _ in range(reconnects):
+            session.event(reconnected())
+        await says(first, media, 2, "One moment, please.")
+        session.event(ToolCallsCancelled(("id-1",)))
+        session.event(ResumptionHandle("from before it was told of the table"))
+        await trio.sleep(0.3)
+        kept = registry.state.tools
+        await says(first, media, 3, "Your table is booked.")
+        answered = registry.state.tools
+
+    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert answered == ()
+
+
 async def test_a_tool_of_another_process_is_told_of_though_a_reconnect_comes_between(
     autojump_clock, nursery
 ):

@@ -55,6 +55,7 @@ class Notes:
         self.costs = costs
         self.tools: dict[str, tuple[str, bool]] = {}
         self._tools_left: frozenset[str] = frozenset()  # of another process, or connection
+        self._tools_at_work: frozenset[str] = frozenset()  # when there was another connection
         self._is_told_of_left = True
         self.outcome: Outcome | None = None
         self.had_trouble = False
@@ -98,13 +99,12 @@ class Notes:
 
     def reconnected(self) -> None:
         """The model goes on over another connection, and is told what was run: it can be resumed
-        with that only when it has answered, so until then another process has to know.
+        with that only when it has answered, so until then another process has to know. What still
+        runs it is told in words when it is done, and no call is open there that holds a handle up.
         """
-        self._tools_left = frozenset(
-            identity
-            for identity, (_, is_done) in self.tools.items()
-            if is_done or identity in self._tools_left
-        )
+        done = {identity for identity, (_, is_done) in self.tools.items() if is_done}
+        self._tools_left = frozenset(self.tools.keys() & (done | self._tools_left))
+        self._tools_at_work = frozenset(self.tools.keys() - self._tools_left)
         self._is_told_of_left = False
 
     def turn_complete(self) -> None:
@@ -125,6 +125,9 @@ class Notes:
         for identity in ids:
             if (tool := self.tools.get(identity)) is not None:
                 self.tools[identity] = tool[0], True
+                if identity in self._tools_at_work:
+                    self._tools_left |= {identity}
+                    self._is_told_of_left = False
         self.keep_now()
 
     def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:
