@@ -128,11 +128,7 @@ def taken_up(heard: str, *, interrupted: Sequence[str], done: Sequence[str]) -> 
     ]
     if heard:
         told.append(f'The last that the caller has surely heard you say is this: "{heard}"')
-    for name in interrupted:
-        told.append(
-            f"The call to {name} was interrupted; its outcome is not known. Ask the caller before "
-            "you try it again."
-        )
+    told += map(_was_interrupted, interrupted)
     for name in done:
         told.append(_was_run(name))
     told.append(
@@ -142,16 +138,20 @@ def taken_up(heard: str, *, interrupted: Sequence[str], done: Sequence[str]) -> 
     return aside(" ".join(told))
 
 
-def forgotten(said: str, *, done: Iterable[tuple[str, str]]) -> str:
+def forgotten(
+    said: str, *, done: Iterable[tuple[str, str]], interrupted: Iterable[str] = ()
+) -> str:
     """Tell a model that may not remember the last moments of a call what came in them.
 
     Args:
         said: What both have said, one turn a line, as far as the caller has heard it; empty if it
             is told by other means.
         done: Functions that were run, each as it was called, and what it has returned; the latter
-            is empty where it would be too long.
+            is empty where it would be too long, or is not known.
+        interrupted: Names of functions that were running when the call was taken up.
     """
     told = ["The connection was renewed, and you may not remember what came last."]
+    told += map(_was_interrupted, interrupted)
     for call, response in done:
         told.append(_was_run(call))
         if response:
@@ -163,6 +163,13 @@ def forgotten(said: str, *, done: Iterable[tuple[str, str]]) -> str:
             f"is written here:\n{said}\n"
         )
     return aside(" ".join(told))
+
+
+def _was_interrupted(name: str) -> str:
+    return (
+        f"The call to {name} was interrupted; its outcome is not known. Ask the caller before you "
+        "try it again."
+    )
 
 
 def _was_run(call: str) -> str:

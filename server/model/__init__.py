@@ -238,6 +238,11 @@ class Standing(msgspec.Struct, frozen=True):
     on_fallback: bool = False
     key_name: str = ""
     """Which of the keys the handle belongs to: the setting's name, not the key."""
+    done: tuple[str, ...] = ()
+    """Names of functions that another process has run since the handle came. The call tells the
+    model of them; the session sees to it that this is not forgotten with a connection."""
+    interrupted: tuple[str, ...] = ()
+    """Names of functions that were running when the other process was gone, told likewise."""
 
 
 class Conversation(Protocol):

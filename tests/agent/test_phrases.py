@@ -33,7 +33,8 @@ TOLD = {
     "forgotten": [
         phrases.forgotten(said, done=done)
         for said, done in (("Caller: Hola.", ()), ("", [("look_up({})", '{"output":"azul"}')]))
-    ],
+    ]
+    + [phrases.forgotten("", done=(), interrupted=["look_up"])],
     "keys_pressed": [phrases.keys_pressed(keys) for keys in ("9", "42#")],
     "leave_message": [phrases.leave_message("")],
     "line_back": [phrases.line_back(heard, heard_s=s) for heard, s in (("Hola.", 1.0), ("", 0.0))],

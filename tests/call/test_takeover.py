@@ -627,6 +627,7 @@ async def test_a_tool_is_not_run_again_by_whoever_takes_a_call_up_that_was_taken
 
     ((_, told),) = session.texts
     assert "The call to book was interrupted; its outcome is not known" in told
+    assert (session.standing.done, session.standing.interrupted) == ((), ("book",))
     assert RUNS == ["table 7"]
 
 
@@ -676,8 +677,11 @@ async def test_a_tool_that_was_run_is_kept_though_a_handle_comes_before_a_new_co
         await second.connect(nursery)
         ((_, told),) = second.calls.model.session.texts
 
+        standing = second.calls.model.session.standing
+
     assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
     assert "You have called book a moment ago, and it was run: do not run it again." in told
+    assert (standing.done, standing.interrupted) == (("book",), ())
 
 
 async def test_a_tool_that_was_run_is_forgotten_when_a_new_connection_has_answered(

@@ -128,6 +128,7 @@ class WholeService:
     """Writes down all that its connections are sent, be they wires or none."""
 
     name = "whole"
+    key_name = ""
 
     def __init__(self, *, is_wire: bool) -> None:
         self.is_wire = is_wire

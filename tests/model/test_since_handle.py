@@ -16,6 +16,7 @@ from server.model import (
     GoingAway,
     PastTurn,
     ResumptionHandle,
+    Standing,
     ToolCall,
     ToolCallsRequested,
     ToolResult,
@@ -269,6 +270,57 @@ async def test_a_forced_change_while_a_finished_answer_plays_is_told_of(autojump
     assert talk.all(TurnComplete)[-1].reason == CONNECTION_LOST
     (words,) = talk.services[-1].texts
     assert "Booked, anything else?" in words
+
+
+@pytest.mark.parametrize("has_handle", [True, False], ids=["handle", "none"])
+@pytest.mark.parametrize("is_answered", [True, False], ids=["answered", "not-answered"])
+async def test_functions_of_another_process_are_told_to_a_connection_that_does_not_know_of_them(
+    autojump_clock, is_answered: bool, has_handle: bool
+):
+    service = WholeService(is_wire=True)
+    service.key_name = "KEY"
+    conversation = Conversation(turns=SAID)
+    left = Standing(4, "h4", "whole", key_name="KEY", done=("book",), interrupted=("pay",))
+    session = LastingModel(service).new_session(Agent(), conversation, lambda event: None, left)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        session.send_text("the line was interrupted, and so on")
+        if is_answered:
+            session._take(session._connection, AgentAudio(bytes(960), 5, trio.current_time()))
+            session._take(session._connection, GenerationComplete(5))
+        if has_handle:
+            session._take(session._connection, ResumptionHandle("h5"))
+        at_first = list(service.heard)
+        session._take(session._connection, DROPPED)
+        await trio.sleep(1.0)
+        again = service.heard[len(at_first) :]
+        nursery.cancel_scope.cancel()
+
+    assert at_first == [b"the line was interrupted, and so on"]
+    functions = phrases.forgotten("", done=[("book", "")], interrupted=["pay"])
+    if not is_answered:
+        assert again == at_first
+    elif has_handle:
+        assert again == []
+    else:
+        (note,) = again
+        assert functions.partition("Do not answer")[0].encode() in note
+
+
+def test_functions_of_another_process_are_told_with_the_story_once_words_about_them_are_answered():
+    since = SinceHandle()
+    since.go_on(done=("book",), interrupted=("pay",))
+    conversation = Conversation(turns=SAID)
+    before = since.story(conversation)
+    since.answered([])
+
+    *_, besides = since.story(conversation).history()
+    since.handle_came(1)
+
+    assert before is conversation
+    assert besides.text == phrases.forgotten("", done=[("book", "")], interrupted=["pay"])
+    assert since.story(conversation) is conversation
 
 
 async def test_a_note_does_not_take_the_place_of_another_that_waits(autojump_clock):

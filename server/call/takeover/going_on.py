@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 
 import structlog
@@ -87,7 +86,15 @@ def standing_of(state: CallState) -> Standing | None:
     """
     if state.answered_at is None:
         return None
-    return Standing(state.turn, state.handle, state.model, state.on_fallback, state.key_name)
+    return Standing(
+        state.turn,
+        state.handle,
+        state.model,
+        state.on_fallback,
+        state.key_name,
+        done=_tools(state, are_done=True),
+        interrupted=_tools(state, are_done=False),
+    )
 
 
 def go_on(
@@ -203,10 +210,11 @@ def first_words_of(c: Conversation, state: CallState) -> str | None:
     heard = next(filter(None, said), "")
     return phrases.taken_up(
         heard,
-        interrupted=_names(tool.name for tool in state.tools if not tool.is_done),
-        done=_names(tool.name for tool in state.tools if tool.is_done),
+        interrupted=_tools(state, are_done=False),
+        done=_tools(state, are_done=True),
     )
 
 
-def _names(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
+def _tools(state: CallState, *, are_done: bool) -> tuple[str, ...]:
+    """Names of the functions that were done, or were not, each once."""
+    return tuple(dict.fromkeys(tool.name for tool in state.tools if tool.is_done is are_done))

@@ -73,6 +73,7 @@ class LastingModel:
                 service = fallback
             is_same = (service.name, service.key_name) == (going_on.model, going_on.key_name)
             plan.go_on(going_on.handle if is_same else None, on_fallback=on_fallback)
+            plan.since_handle.go_on(done=going_on.done, interrupted=going_on.interrupted)
         return LastingSession(
             services,
             agent,

@@ -31,11 +31,19 @@ class SinceHandle:
         self._is_any = False
         self._is_told = False  # to the connection in use, which has answered nothing yet
         self._done: deque[tuple[str, str]] = deque(maxlen=MAX_DONE)
+        self._interrupted: deque[str] = deque(maxlen=MAX_DONE)
+        self._left: tuple[tuple[str, ...], tuple[str, ...]] = (), ()  # what no answer has covered
 
     @property
     def is_beyond_telling(self) -> bool:
         """Whether there is something that a resumed session could not be told."""
         return self._is_any and not self.takes_notes
+
+    def go_on(self, *, done: tuple[str, ...], interrupted: tuple[str, ...]) -> None:
+        """Another process has had the session, and the call tells the model of its functions in
+        words: what has answered those may be forgotten like any other answer.
+        """
+        self._left = done, interrupted
 
     def answered(self, done: Iterable[tuple[str, str]]) -> None:
         """The model has answered something: the results of these functions, too.
@@ -44,6 +52,9 @@ class SinceHandle:
             done: Each as it was called, and what it has returned.
         """
         self._is_any, self._is_told = True, False
+        (left, interrupted), self._left = self._left, ((), ())
+        self._interrupted.extend(interrupted)
+        self._done.extend((name, "") for name in left)
         self._done.extend(done)
 
     def handle_came(self, turn: int) -> None:
@@ -54,6 +65,7 @@ class SinceHandle:
         if not self._is_told:
             self._turn, self._is_any = turn, False
             self._done.clear()
+            self._interrupted.clear()
 
     def opened(
         self, conversation: Conversation, turn: int, *, resumed: bool, takes_notes: bool
@@ -68,14 +80,20 @@ class SinceHandle:
         if not (resumed and self._is_any):
             return ""
         said = spoken(last_said(conversation.history(), turn - self._turn))
-        return phrases.forgotten(said, done=self._done) if said or self._done else ""
+        return self._told(said) if said or self._has_functions else ""
 
     def story(self, conversation: Conversation) -> Conversation:
         """The conversation as a session is told it that is not resumed: with the functions."""
-        if not self._done:
+        if not self._has_functions:
             return conversation
-        told = PastTurn("caller", phrases.forgotten("", done=self._done))
-        return _Story(conversation, told)
+        return _Story(conversation, PastTurn("caller", self._told("")))
+
+    @property
+    def _has_functions(self) -> bool:
+        return bool(self._done or self._interrupted)
+
+    def _told(self, said: str) -> str:
+        return phrases.forgotten(said, done=self._done, interrupted=self._interrupted)
 
 
 @dataclass(frozen=True, slots=True)
