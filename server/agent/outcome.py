@@ -19,7 +19,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 from jsonschema.exceptions import ValidationError as Unfit
 from jsonschema.protocols import Validator
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import SchemaError as NoSchema
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -143,7 +144,7 @@ def _of_class(kind: Any) -> OutcomeSchema:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         schema = adapter.json_schema()
         schema.setdefault("required", [])  # a class whose fields all have defaults
-    except (PydanticUserError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, NoSchema) as error:
         raise SchemaWrong(f"must be a class that pydantic knows: {error}", ["schema"]) from None
 
     def check(values: Mapping[str, Any]) -> list[str]:

@@ -36,6 +36,7 @@ from typing import Annotated, Any, Literal, NotRequired, Protocol, TypeVar, over
 import trio
 from docstring_parser import parse
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 from typing_extensions import TypedDict
 
 from server.agent.results import MAX_RESULT_BYTES as MAX_RESULT_BYTES
@@ -245,6 +246,8 @@ def tool_of(
         parameters = plain_schema(adapter.json_schema())
     except PydanticUserError as error:
         raise TypeError(f"tool {name}: {error.message}") from error
+    except (RuntimeError, TypeError, SchemaError) as error:  # a constraint that a type cannot have
+        raise TypeError(f"tool {name}: {error}") from error
     parameters.pop("additionalProperties", None)  # said in vain, and refused in older fields
 
     held = Held(name)

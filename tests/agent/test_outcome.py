@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import trio
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from server.agent.loading import load_tools
 from server.agent.outcome import (
@@ -178,6 +178,8 @@ class Node(BaseModel):
     [
         (Node, "must be an object"),
         (int | str, "must be an object"),
+        (Annotated[int | str, Field(strict=True)], "must be a class that pydantic knows"),
+        (Annotated[str, Field(pattern="(")], "must be a class that pydantic knows"),
         ({"properties": {"x" * 300: {}}}, "name that is too long"),
     ],
 )

@@ -179,7 +179,25 @@ def _nowhere(what: Nowhere) -> None:  # noqa: F821
     """Do it."""
 
 
-@pytest.mark.parametrize("function", [_no_docstring, _no_type, _any_number, _no_schema, _nowhere])
+def _strict_union(what: Annotated[int | str, Field(strict=True)]) -> None:
+    """Do it."""
+
+
+def _no_pattern(what: Annotated[str, Field(pattern="(")]) -> None:
+    """Do it."""
+
+
+def _no_such_discriminator(what: Annotated[int | str, Field(discriminator="kind")]) -> None:
+    """Do it."""
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(_no_docstring, _no_type, _any_number, _no_schema, _nowhere),
+        *(_strict_union, _no_pattern, _no_such_discriminator),
+    ],
+)
 def test_what_the_model_could_not_be_told_is_refused_where_it_is_written(function):
     with pytest.raises(TypeError, match=function.__name__):
         tool(function)
