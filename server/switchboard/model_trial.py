@@ -91,7 +91,9 @@ class ModelTrial:
         if call.refusal is not None:
             self._refused_name = agent.name
             is_own = agent.model not in (None, self._model.name)
-            if is_own and call.refusal not in OF_THE_ACCOUNT:
+            # A fallback may have an account of its own, which our model does without.
+            is_fallbacks = call.conversation.session.standing.on_fallback
+            if is_own and (is_fallbacks or call.refusal not in OF_THE_ACCOUNT):
                 self._own_model_refused(agent, call.refusal)
             else:
                 self._refused(call.refusal)

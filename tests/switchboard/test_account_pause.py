@@ -750,6 +750,21 @@ async def test_what_a_fallback_is_refused_pauses_no_calls_of_a_model_that_lacks_
     assert not paused(calls)
 
 
+@pytest.mark.parametrize("is_well", [True, False])
+async def test_a_key_of_a_fallback_that_is_refused_over_an_own_model_pauses_calls_with_the_model(
+    autojump_clock, both_and_own, is_well
+):
+    calls, main, fallback = both_and_own
+    fallback.failure = NO_KEY
+    main.failure = None if is_well else NO_MODEL
+    theirs = await ended(calls, OF_ANOTHER_VOICE)
+    at_once = paused(calls)
+    await trio.sleep(TRY_MODEL_S + 1.0)
+
+    assert theirs.refusal is Kind.KEY
+    assert (at_once, paused(calls)) == (not is_well, not is_well)
+
+
 async def test_a_model_that_is_refused_as_well_pauses_all_calls_though_it_lacks_an_agents_voice(
     autojump_clock, both_and_own
 ):
