@@ -95,20 +95,23 @@ def line_back(heard: str, *, heard_s: float) -> str:
     return aside(f"The line was interrupted for a moment, and {missed}")
 
 
-def line_was_lost(gap_s: float, *, heard: str | None = None) -> str:
+def line_was_lost(gap_s: float, *, heard: str | None = None, goes_on: bool = False) -> str:
     """Tell the model that the line was lost, whoever is to speak next.
 
     Args:
         gap_s: For how long it was.
         heard: What the caller had heard of the turn that was cut by it, as far as its text is
             known; None if nothing was missed.
+        goes_on: Whether the model has said more since then, and the caller is to hear that.
     """
     lasted = f"{gap_s:.0f} seconds" if gap_s > 1.5 else "a moment"
-    missed = ""
+    missed, what = "", "what you were saying when it began" if goes_on else "what you said last"
     if heard:
-        missed = f'Of what you said last the caller heard only this: "{heard}" '
+        missed = f'Of {what} the caller heard only this: "{heard}" '
     elif heard is not None:
-        missed = "The caller has not heard all of what you said last. "
+        missed = f"The caller has not heard all of {what}. "
+    if goes_on:
+        missed += "They hear what you said after that. "
     return aside(
         f"The line was interrupted for {lasted}, in which neither of you heard the other. "
         f"{missed}If something seems to be missing, ask for it again."

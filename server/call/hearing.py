@@ -163,15 +163,21 @@ class Hearing:
         c.turn_changed.set()
 
     def _tell_of_gap(self, gap_s: float, missed: HeardTurn | None) -> None:
-        """Have the model say what the caller has missed, or know of it if others are to speak."""
+        """Have the model say what the caller has missed, or know of it if others are to speak.
+
+        Or if the caller is to hear a newer turn, which may be the rest of it: that would be said a
+        second time.
+        """
         c = self._conversation
         if missed is None:
             if gap_s >= TOLD_GAP_S:
                 c.hint = phrases.line_was_lost(gap_s)
             return
         heard = c.notes.transcript.agent_heard_text(missed.turn)
-        if c.turns.caller_speaking or c.turns.tools_open:
-            c.hint = phrases.line_was_lost(gap_s, heard=heard)
+        newer = c.turns.audible_turn
+        goes_on = newer > missed.turn and not c.was_cut(newer)
+        if goes_on or c.turns.caller_speaking or c.turns.tools_open:
+            c.hint = phrases.line_was_lost(gap_s, heard=heard, goes_on=goes_on)
         else:
             c.turns.ask(Awaited.CONTINUATION, trio.current_time())
             c.session.send_text(phrases.line_back(heard, heard_s=missed.heard_s))
@@ -208,14 +214,8 @@ class Hearing:
         return answered and self._was_asked and not self._has_come
 
     def _has_missed(self, cut: HeardTurn) -> bool:
-        """Whether the caller has missed a word of it, what the model has not said yet included.
-
-        Not where they are to hear a newer turn: that would be said a second time.
-        """
-        c = self._conversation
-        if c.agent_turn > cut.turn and not c.was_cut(c.agent_turn):
-            return False
-        is_whole = cut.turn <= c.finished_turn
+        """Whether the caller has missed a word of it, what the model has not said yet included."""
+        is_whole = cut.turn <= self._conversation.finished_turn
         return not is_whole or cut.made_s - cut.heard_s > MISSED_S
 
     async def _wait_over(self, line: Line) -> tuple[EndReason, str]:

@@ -54,6 +54,8 @@ class Turns:
     rest_due: float = NEVER
     """When the caller has heard what came of a turn that the model broke off for nobody, and may
     wait for the rest."""
+    audible_turn: int = -1
+    """The agent's newest turn that can be heard; -1 before there is one."""
     recovering: bool = False
     """A reconnect is under way: nothing can be expected meanwhile."""
 
@@ -99,11 +101,7 @@ class Turns:
 
     def is_content_with(self, turn: int) -> bool:
         """Whether this turn can be heard, and nothing is awaited: more of it changes nothing."""
-        return (
-            self._awaited is None
-            and self._turn.number == turn
-            and self._turn.audible_s >= AUDIBLE_S
-        )
+        return self._awaited is None and turn == self._turn.number == self.audible_turn
 
     # -- what happens ----------------------------------------------------------------------
 
@@ -224,6 +222,8 @@ class Turns:
         agent_turn.last_audio_at = now
         agent_turn.audio_s += seconds
         agent_turn.audible_s += seconds if audible else 0.0
+        if agent_turn.audible_s >= AUDIBLE_S:
+            self.audible_turn = turn
         if audible:
             self._belief.sign(now)
         if audible and not self.tools_open:
@@ -498,20 +498,17 @@ class Turns:
     def _expect(self, awaited: Awaited, now: float, timeout_s: float) -> None:
         if self._awaited is None:
             self._owed_since = now
-        self._awaited = awaited
-        self._timeout_s = timeout_s
+        self._awaited, self._timeout_s = awaited, timeout_s
         self._deadline = max(now + timeout_s, self._working_until)
         self._haste.over()
         self._fault, self._may_be_said, self._has_stopped_agent = None, False, False
         self.rest_due = NEVER
 
     def _settle(self) -> None:
-        self._awaited = None
-        self._deadline = NEVER
+        self._awaited, self._aided = None, False
+        self._deadline = self.rest_due = NEVER
         self._haste.over()
         self._fault, self._may_be_said, self._has_stopped_agent = None, False, False
-        self.rest_due = NEVER
-        self._aided = False
 
     def _begin(self, turn: int) -> AgentTurn:
         self._turn = self._turn.followed_by(turn, is_at_work=bool(self.tools_open))

@@ -38,7 +38,11 @@ TOLD = {
     "keys_pressed": [phrases.keys_pressed(keys) for keys in ("9", "42#")],
     "leave_message": [phrases.leave_message("")],
     "line_back": [phrases.line_back(heard, heard_s=s) for heard, s in (("Hola.", 1.0), ("", 0.0))],
-    "line_was_lost": [phrases.line_was_lost(9.0, heard=heard) for heard in (None, "", "Hola.")],
+    "line_was_lost": [
+        phrases.line_was_lost(9.0, heard=heard, goes_on=goes_on)
+        for heard in (None, "", "Hola.")
+        for goes_on in (False, True)
+    ],
     "taken_up": [phrases.taken_up("Hola.", interrupted=["look_up"], done=["send_dtmf"])],
     "transfer_failed": [phrases.transfer_failed("ventas")],
     "was_called": [phrases.was_called("look_up", '{"order":7}', '{"output":"azul"}')],

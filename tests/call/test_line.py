@@ -240,11 +240,77 @@ async def test_what_the_agent_says_anew_while_the_line_is_lost_is_heard_once(
     cut, whole = line.call.record().as_dict()["transcript"]
     assert line.texts == []
     assert "interrupted for 2 seconds" in hint
-    assert "one" not in hint
+    assert 'when it began the caller heard only this: "one two three" They hear' in hint
     assert (cut["cut"], cut["heard_s"]) == (True, pytest.approx(3.0, abs=0.05))
     assert (whole["cut"], whole["heard_s"]) == (False, pytest.approx(2.0, abs=0.05))
     assert len(line.media.payload) == pytest.approx(2 * BYTES_PER_S, abs=FRAME_BYTES)
     line.call.end(EndReason.HUNG_UP)
+
+
+@pytest.mark.parametrize("gap_s", [0.3, 3.0])
+async def test_a_model_that_goes_on_knows_what_was_lost_of_the_turn_before(
+    autojump_clock, line, gap_s
+):
+    line.says(10, turn=1, text="one two three four five six seven eight nine ten")
+    await trio.sleep(2.0)
+    await line.lose()
+    line.says(1, turn=2, text="Saved.")
+    await trio.sleep(gap_s)
+    await line.come_back()
+    await trio.sleep(8.0)
+
+    (hint,) = line.session.hints
+    assert line.texts == []
+    assert 'when it began the caller heard only this: "one two" They hear' in hint
+    assert len(line.media.payload) == pytest.approx(BYTES_PER_S, abs=FRAME_BYTES)
+
+
+async def test_a_short_gap_in_which_a_new_turn_came_is_not_told_where_nothing_was_missed(
+    autojump_clock, line
+):
+    line.says(2, turn=1, text="one two")
+    await trio.sleep(1.95)
+    await line.lose()
+    line.says(1, turn=2, text="three")
+    await trio.sleep(0.3)
+    await line.come_back()
+    await trio.sleep(3.0)
+
+    assert (line.texts, line.session.hints) == ([], [])
+    assert len(line.media.payload) == pytest.approx(BYTES_PER_S, abs=FRAME_BYTES)
+
+
+async def test_a_newer_turn_that_nobody_can_hear_is_not_the_rest_of_what_was_lost(
+    autojump_clock, line
+):
+    line.says(5, turn=1, text="one two three four five")
+    await trio.sleep(3.0)
+    await line.lose()
+    line.session.event(AgentAudio(bytes(len(SECOND_PCM)), 2, trio.current_time()))
+    line.session.event(GenerationComplete(2))
+    line.session.event(TurnComplete(2, None))
+    await trio.sleep(0.5)
+    await line.come_back()
+
+    (text,) = line.texts
+    assert 'what you said last the caller heard only this: "one two three"' in text
+    assert line.session.hints == []
+
+
+async def test_a_newer_turn_is_the_rest_of_what_was_lost_though_silence_comes_after_it(
+    autojump_clock, line
+):
+    line.says(5, turn=1, text="one two three four five")
+    await trio.sleep(3.0)
+    await line.lose()
+    line.says(1, turn=2, text="six")
+    line.session.event(AgentAudio(bytes(len(SECOND_PCM)), 3, trio.current_time()))
+    line.session.event(TurnComplete(3, None))
+    await trio.sleep(0.5)
+    await line.come_back()
+
+    assert line.texts == []
+    assert len(line.session.hints) == 1
 
 
 async def test_the_rest_of_a_turn_is_asked_for_where_nobody_will_hear_the_newer_one(

@@ -568,6 +568,17 @@ def test_a_turn_that_is_cut_again_owes_its_rest_unless_it_is_the_caller_who_stop
     assert conversation.now == since + PATIENCE.reply_timeout_s
 
 
+def test_nobody_is_content_with_what_cannot_be_heard():
+    turns = talk().turns
+    content = [turns.is_content_with(0)]
+    for turn, audible in ((1, False), (2, True), (3, False)):
+        turns.agent_audio(turn, 1.0, audible=audible, now=0.0)
+        content.append(turns.is_content_with(turn))
+
+    assert content == [False, False, True, False]
+    assert turns.audible_turn == 2
+
+
 def test_what_stopped_the_agent_is_asked_about_no_sooner_than_usual_however_short_it_was():
     conversation = talk()
     turns = conversation.turns
