@@ -336,10 +336,11 @@ class Turns:
         was_cut, self._cut_up_to = turn <= self._cut_up_to, max(self._cut_up_to, turn)
         if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
             self._slow_turns += 1
+        was_live = not was_cut and self._turn.number == turn and self._turn.audio_s > 0
         if self._turn.number <= turn:
             self._turn.over = True
-            # Of one that was cut before, by the loss of a line, the rest may be asked for by now.
-            if self._awaited is Awaited.CONTINUATION and (owed_from < NEVER or not was_cut):
+            # The rest of one that a lost line has cut may be asked for by now, and is yet to begin.
+            if self._awaited is Awaited.CONTINUATION and (owed_from < NEVER or was_live):
                 self._settle()
         if owed_from < NEVER and self._awaited is None:
             self._has_stopped_agent = self.caller_speaking

@@ -1172,6 +1172,24 @@ async def test_a_model_that_is_interrupted_by_being_asked_for_the_rest_still_owe
 
 
 @pytest.mark.parametrize("mode", MODES)
+async def test_a_click_before_the_rest_of_what_was_lost_has_begun_does_not_forgive_it(
+    autojump_clock, nursery, mode
+):
+    line = Line(nursery, patience=QUIET, barge_in=mode)
+    await line.answer()
+    line.says(5, turn=1, text="one two three four five")
+    await trio.sleep(3.0)
+    await line.lose()
+    await trio.sleep(0.3)
+    await line.come_back()
+    line.session.event(Interrupted(2, trio.current_time()))
+    await trio.sleep(6.1)
+    line.call.end(EndReason.HUNG_UP)
+
+    assert line.texts[1:] == [ASK_ON]
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("whose", ["ours", "the agent's"])
 async def test_a_goodbye_is_asked_for_once_where_that_interrupts_the_model(
     autojump_clock, nursery, whose, mode

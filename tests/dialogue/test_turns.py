@@ -568,6 +568,23 @@ def test_a_turn_that_is_cut_again_owes_its_rest_unless_it_is_the_caller_who_stop
     assert conversation.now == since + PATIENCE.reply_timeout_s
 
 
+@pytest.mark.parametrize("spoken_s", [0.0, 0.1])
+def test_an_interruption_before_the_rest_of_a_turn_has_begun_does_not_forgive_it(spoken_s):
+    conversation = talk()
+    turns = conversation.turns
+    turns.agent_audio(1, 5.0, audible=True, now=0.0)
+    turns.agent_cut(1)
+    turns.ask(Awaited.CONTINUATION, 2.0)
+    if spoken_s:
+        turns.caller_started(2.5)
+        turns.caller_ended(2.6, 3.0, speech_s=spoken_s, agent_until=2.0)
+    turns.agent_cut(2)
+    conversation.now = 3.0
+
+    assert conversation.wait() == Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.CONTINUATION)
+    assert conversation.now == 2.0 + PATIENCE.reply_timeout_s
+
+
 def test_nobody_is_content_with_what_cannot_be_heard():
     turns = talk().turns
     content = [turns.is_content_with(0)]
