@@ -123,13 +123,18 @@ class Machine:
         if was_told:
             self._signs.told(trio.current_time())
 
+    def go_on_with_message(self) -> None:
+        """Another process had decided: who is heard from now on, before the model is there, too,
+        is somebody.
+        """
+        self._signs.decided()
+
     # -- what follows ----------------------------------------------------------------------
 
     async def run(self) -> None:
         """Find out whether a machine has answered, and do what the settings say about that."""
         c = self._conversation
         if c.stage is Stage.TO_MACHINE:  # another process had come so far
-            self._signs.decided()
             await self._leave_message()
             return
         silence_counts = True

@@ -1067,10 +1067,12 @@ async def test_a_message_that_was_being_left_is_left_from_its_beginning(autojump
 
 
 @pytest.mark.parametrize("by_key", [False, True])
+@pytest.mark.parametrize("connect_s", [0.0, 1.0])
 async def test_whoever_answers_a_message_that_is_left_by_another_process_is_a_person(
-    autojump_clock, nursery, by_key
+    autojump_clock, nursery, connect_s, by_key
 ):
     async with two(nursery, options=LEAVES_MESSAGES) as (_, first, second):
+        second.calls.model.connect_s = connect_s
         await leaves_message(first, nursery)
         await first.die()
         taken = second.take_up(AGENT)
@@ -1081,6 +1083,8 @@ async def test_whoever_answers_a_message_that_is_left_by_another_process_is_a_pe
         else:
             taken._machine.heard(SpeechStarted(now), now)
             taken._machine.heard(SpeechEnded(now + 0.8, 0.8, now + 0.9), now + 0.9)
+        await trio.sleep(connect_s)
+        await wait_all_tasks_blocked()
         await says(second, again, 2, "Please call us back.")
         await trio.sleep(0.5)
         texts = [text for _, text in second.calls.model.session.texts]

@@ -187,6 +187,7 @@ def go_on(
         )
     elif machine is not None and state.machine is not None and state.machine.stage == "message":
         c.stage = Stage.TO_MACHINE
+        machine.go_on_with_message()
     if state.is_leaving and c.stage is not Stage.TO_MACHINE:  # which ends with its message
         farewell.leave_it_to_the_agent(EndReason.AGENT_HUNG_UP)
     return ends_at
