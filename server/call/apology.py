@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import structlog
 import trio
 
@@ -29,6 +32,7 @@ class Apology:
         self._progress = progress
         self._is_said = False
         self._was_fetched = False
+        self._asking = 0  # questions of the carrier's that may be answered with it
 
     @property
     def is_owed(self) -> bool:
@@ -71,14 +75,29 @@ class Apology:
             self._conversation.notes.note("apology")
         return True
 
+    @contextmanager
+    def may_fetch(self) -> Generator[None]:
+        """The carrier asks how the call goes on, and has its answer when the block is over."""
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            self._conversation.changed.set()
+
     async def say_or_hang_up(self, by: float) -> bool:
         """Have the carrier end the call, and say sorry before if somebody has to be told; False if
         it could not be told by then.
+
+        What it asks meanwhile is answered before it is told to hang up: it may fetch the apology.
         """
         c = self._conversation
         try:
             with trio.fail_at(by):
-                if not await self.say():
+                is_said = await self.say()
+                if not is_said and self.is_owed:
+                    await c.changed.until(lambda: not self._asking)
+                if not (is_said or self._is_said):
                     await c.carrier.hang_up(c.call_sid)
         except (CarrierError, trio.TooSlowError) as error:
             logger.warning("hang-up failed", error=str(error) or "no answer in time")

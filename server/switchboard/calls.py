@@ -360,9 +360,10 @@ class Calls:
             return apology_of(call.conversation.party.agent)
         if not call.handover.has_stayed():  # then the carrier asks about the transfer, not this
             return EndCall()
-        is_over = await call.hearing.wait_line_over(by_caller=by_caller)
-        if call.end_reason is not None and call.apology.fetch(line_is_over=is_over):
-            return apology_of(call.conversation.party.agent)  # it has failed meanwhile
+        with call.apology.may_fetch():
+            is_over = await call.hearing.wait_line_over(by_caller=by_caller)
+            if call.end_reason is not None and call.apology.fetch(line_is_over=is_over):
+                return apology_of(call.conversation.party.agent)  # it has failed meanwhile
         if not is_over or call.end_reason is not None:
             return EndCall()
         ticket = self.tickets.issue_again(call, trio.current_time())

@@ -221,8 +221,15 @@ async def test_a_carrier_that_does_not_answer_is_told_when_it_asks_after_its_str
     assert is_apology(await rig.calls.resume("CA7", Agent()))
 
 
-async def fails_while_asked_after_its_stream(rig: Rig) -> tuple[Call, Reply]:
-    """A call whose model is lost while its stream, of which the carrier has asked, is not over."""
+async def fails_while_asked_after_its_stream(
+    rig: Rig, *, is_heard: bool = False
+) -> tuple[Call, Reply]:
+    """A call whose model is lost while its stream, of which the carrier has asked, is not over.
+
+    Args:
+        rig: Has the call.
+        is_heard: Whether it is still heard just before.
+    """
     rig.model.failure = None
     call, reply = await rig.answer(Agent(greeting=""))
     media = rig.connect(reply)
@@ -235,6 +242,9 @@ async def fails_while_asked_after_its_stream(rig: Rig) -> tuple[Call, Reply]:
 
     rig.nursery.start_soon(ask)
     await trio.sleep(0.5)
+    if is_heard:
+        await trio.sleep(0.3)
+        media.say(bytes(160))
     assert not replies
     rig.model.session.event(LOST)
     await trio.sleep(1.0)
@@ -259,7 +269,19 @@ async def test_a_call_that_fails_just_when_the_carrier_asks_after_its_stream_is_
 
     assert call.end_reason is EndReason.MODEL_LOST
     assert is_apology(answer)
+    assert rig.carrier.hung_up == []  # it would be cut short
     assert is_apology(await rig.calls.resume("CA7", Agent()))  # it has not got the answer
+
+
+async def test_a_call_is_hung_up_on_if_the_carrier_asks_after_a_stream_that_is_not_over(
+    autojump_clock, nursery
+):
+    rig = await failing(nursery, REFUSES)
+    call, answer = await fails_while_asked_after_its_stream(rig, is_heard=True)
+    await call.finished.wait()
+
+    assert answer == EndCall()
+    assert rig.carrier.hung_up == ["CA7"]
 
 
 async def test_an_apology_that_the_carrier_asks_for_while_it_is_told_is_not_cut_short(
