@@ -116,6 +116,7 @@ async def test_a_result_that_does_not_fit_is_nothing_to_other_calls(tmp_path, ca
 async def test_a_server_that_dies_is_started_again_and_the_call_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
     started = tmp_path / "started"
+    monkeypatch.setattr("server.agent.mcp_servers.VERDICT_S", 60.0)  # however busy the machine is
     async with connected({"shop": stdio(STARTED=str(started))}) as mcp:
         with pytest.raises(ToolError, match="its outcome is not known"):
             await run(mcp, "shop__die")
@@ -147,6 +148,7 @@ async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(nurs
 
     monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
     app, is_away = server.streamable_http_app(), False
+    monkeypatch.setattr("server.agent.mcp_servers.VERDICT_S", 60.0)  # however busy the machine is
 
     async def deployed(scope, receive, send):
         if is_away:
