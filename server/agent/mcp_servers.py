@@ -76,6 +76,7 @@ _OUTCOME_UNKNOWN = (
     "the connection to this function was lost before it answered; its outcome is not known. Ask "
     "the caller before you try it again."
 )
+_MAYBE_DONE = "; whether it was done is not known. Ask the caller before you try it again."
 
 
 class _Entry(BaseModel):
@@ -328,6 +329,7 @@ class _Connection:
     async def _call(self, name: str, arguments: dict[str, Any]) -> object:
         from anyio import BrokenResourceError, ClosedResourceError
         from mcp.shared.exceptions import MCPError
+        from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, PARSE_ERROR
 
         client, lost = self._client, self._lost
         if client is None:
@@ -339,6 +341,11 @@ class _Connection:
             # errors of their own, and one that has been deployed anew knows no session.
             if await self._is_gone(lost):
                 raise ToolError(_OUTCOME_UNKNOWN) from None
+            if error.code in (CONNECTION_CLOSED, INTERNAL_ERROR, PARSE_ERROR):
+                # Of several processes behind one address the one that ran it may be gone, or what
+                # it said lost on the way: the client has these for that, whoever else has them.
+                said = (error.message or "the function failed").rstrip(" .!")
+                raise ToolError(said[: MAX_ERROR - len(_MAYBE_DONE)] + _MAYBE_DONE) from None
             raise ToolError(error.message) from None
         except (RuntimeError, ValidationError) as error:
             # The answer has come, and does not fit what the server has said of it, or the protocol.

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from server.agent.agent import Agent
 from server.agent.mcp_servers import (
+    _MAYBE_DONE,
     BUSY_S,
     CHECK_S,
     FIRST_PAUSE_S,
@@ -115,8 +116,8 @@ async def test_a_result_that_does_not_fit_is_nothing_to_other_calls(tmp_path, ca
 
 async def test_a_server_that_dies_is_started_again_and_the_call_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
-    started = tmp_path / "started"
     monkeypatch.setattr("server.agent.mcp_servers.VERDICT_S", 60.0)  # however busy the machine is
+    started = tmp_path / "started"
     async with connected({"shop": stdio(STARTED=str(started))}) as mcp:
         with pytest.raises(ToolError, match="its outcome is not known"):
             await run(mcp, "shop__die")
@@ -147,8 +148,8 @@ async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(nurs
     from tests.support.mcp_server import server
 
     monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
-    app, is_away = server.streamable_http_app(), False
     monkeypatch.setattr("server.agent.mcp_servers.VERDICT_S", 60.0)  # however busy the machine is
+    app, is_away = server.streamable_http_app(), False
 
     async def deployed(scope, receive, send):
         if is_away:
@@ -385,6 +386,81 @@ async def test_what_was_asked_of_a_server_that_is_gone_may_have_been_done(
             await connection._call("stock", {})
         with pytest.raises(ToolError, match="cannot be reached now"):
             await connection._call("stock", {})
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "told"),
+    [
+        (-32603, "Server returned an error response", "Server returned an error response"),
+        (-32000, "SSE stream ended without a response", "SSE stream ended without a response"),
+        (-32700, "Failed to parse JSON response: no", "Failed to parse JSON response: no"),
+        (-32603, "Internal server error.", "Internal server error"),
+        (-32603, "", "the function failed"),
+        (-32603, "x" * MAX_ERROR, "x" * (MAX_ERROR - len(_MAYBE_DONE))),
+    ],
+)
+async def test_what_may_have_been_done_before_its_answer_was_lost_is_not_to_be_tried_again(
+    monkeypatch, autojump_clock, code, message, told
+):
+    """The look is answered: by another of a server's processes, behind the same address."""
+    shop = Shop()
+    async with connected_to(shop, monkeypatch) as connection:
+        shop.error = MCPError(code, message)
+
+        with pytest.raises(ToolError) as caught:
+            await connection._call("stock", {})
+
+        assert not connection._lost.is_set()
+    assert str(caught.value) == told + _MAYBE_DONE
+
+
+@pytest.mark.parametrize("code", [-32600, -32601, -32602, 404])
+async def test_what_a_server_has_refused_is_told_as_it_says_it(monkeypatch, autojump_clock, code):
+    shop = Shop()
+    async with connected_to(shop, monkeypatch) as connection:
+        shop.error = MCPError(code, "no such item")
+
+        with pytest.raises(ToolError, match=r"^no such item$"):
+            await connection._call("stock", {})
+
+
+async def test_a_function_whose_process_dies_behind_a_proxy_may_have_been_done(nursery):
+    import hypercorn.trio
+
+    from tests.support.mcp_server import server
+
+    app, is_dying = server.streamable_http_app(), False
+
+    async def behind_a_proxy(scope, receive, send):
+        message = await receive()
+        if is_dying and b"tools/call" in message.get("body", b""):
+            await send({"type": "http.response.start", "status": 502, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+            return
+        first = [message]
+
+        async def received():
+            return first.pop() if first else await receive()
+
+        await app(scope, received, send)
+
+    config = make_config("127.0.0.1:0", graceful_timeout=0.1, shutdown_timeout=1.0)
+    stop = trio.Event()
+    (origin,) = await nursery.start(
+        partial(hypercorn.trio.serve, behind_a_proxy, config, shutdown_trigger=stop.wait)
+    )
+    async with connected({"crm": {"url": f"{origin}/mcp"}}) as mcp:
+        lost = mcp._connections[0]._lost
+        is_dying = True
+        with pytest.raises(ToolError, match="whether it was done is not known"):
+            await run(mcp, "crm__stock", item="lime")
+        is_dying = False
+        told = await run(mcp, "crm__stock", item="lime")
+        assert mcp._connections[0]._lost is lost
+        assert not lost.is_set()
+    stop.set()
+
+    assert told["item"] == "lime"
 
 
 async def test_an_error_is_told_though_the_server_is_slow_to_be_looked_at(
