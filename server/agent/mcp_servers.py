@@ -36,7 +36,6 @@ from server.agent.tool import (
     LiveCall,
     Tool,
     has_parameters_elsewhere,
-    is_without_parameters,
     without_extra,
 )
 from server.errors import ConfigurationError, innermost
@@ -426,9 +425,14 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def arguments_for(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A model's arguments as a server may be given them: see :func:`without_extra`."""
+    properties = schema.get("properties")
+    named: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
+    is_closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    if named and is_closed:
+        return without_extra(given, named)  # whatever else there is can only say which go together
     if has_parameters_elsewhere(schema):
         return dict(given)  # it wants others, too
-    return without_extra(given, {} if is_without_parameters(schema) else schema["properties"])
+    return without_extra(given, named)
 
 
 def _reason(error: BaseException) -> str:

@@ -320,14 +320,17 @@ def without_extra(given: Mapping[str, Any], known: Collection[str]) -> dict[str,
 
 _PARAMETERS_ELSEWHERE = (
     *("$ref", "allOf", "anyOf", "oneOf", "if", "then", "else", "dependentSchemas"),
-    *("patternProperties", "additionalProperties", "unevaluatedProperties"),
+    "patternProperties",
 )
 """Where a schema has parameters that are not among its own ``properties``."""
+_OTHERS = ("additionalProperties", "unevaluatedProperties")
+"""Where a schema says what any others are like; ``{}`` is anything, as ``true`` is."""
 
 
 def has_parameters_elsewhere(schema: Mapping[str, Any]) -> bool:
     """Whether a function's schema takes arguments that its own ``properties`` do not name."""
-    return any(schema.get(key) for key in _PARAMETERS_ELSEWHERE)
+    takes_others = any(schema.get(key) not in (None, False) for key in _OTHERS)
+    return takes_others or any(schema.get(key) for key in _PARAMETERS_ELSEWHERE)
 
 
 def is_without_parameters(schema: Mapping[str, Any]) -> bool:

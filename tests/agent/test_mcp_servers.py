@@ -555,6 +555,8 @@ async def test_a_server_that_does_not_let_go_of_its_connection_is_connected_to_a
 
 NO_PARAMETERS = {"type": "object", "properties": {}}
 ITEM = {"type": "object", "properties": {"item": {"type": "string"}}}
+CLOSED = ITEM | {"additionalProperties": False}
+ONE_OF = {"oneOf": [{"required": ["item"]}, {"required": ["shelf"]}]}
 
 
 @pytest.mark.parametrize(
@@ -565,6 +567,13 @@ ITEM = {"type": "object", "properties": {"item": {"type": "string"}}}
         (ITEM, {"item": "pear", "reason": "asked"}, {"item": "pear"}),
         (ITEM, {"item": "pear", "colour": "red"}, {"item": "pear", "colour": "red"}),
         (NO_PARAMETERS | {"additionalProperties": True}, {"a": 1}, {"a": 1}),
+        (NO_PARAMETERS | {"additionalProperties": {}}, {"a": 1}, {"a": 1}),
+        (ITEM | {"unevaluatedProperties": {}}, {"reason": "asked"}, {"reason": "asked"}),
+        (CLOSED | ONE_OF, {"item": "pear", "reason": "asked"}, {"item": "pear"}),
+        (CLOSED | ONE_OF, {"colour": "red"}, {"colour": "red"}),
+        (ITEM | ONE_OF, {"reason": "asked"}, {"reason": "asked"}),
+        (CLOSED | {"patternProperties": {"^r": {}}}, {"reason": "a"}, {"reason": "a"}),
+        ({"additionalProperties": False, "allOf": [ITEM]}, {"item": "pear"}, {"item": "pear"}),
         ({"properties": None}, {"a": 1}, {}),
         ({"type": "object", "anyOf": [ITEM]}, {"item": "pear"}, {"item": "pear"}),
         ({"$ref": "https://elsewhere.example"}, {"item": "pear"}, {"item": "pear"}),
