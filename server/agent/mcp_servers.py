@@ -200,6 +200,8 @@ class _Connection:
     _left_at: float = -math.inf
     """When the last one was over, or nobody waited for it any more."""
     _answered_at: float = -math.inf
+    _left_out: int = 0
+    """Tools that are not offered."""
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Connect, and connect again, for ever."""
@@ -275,13 +277,24 @@ class _Connection:
 
     def _offer(self, client: Client, found: list[McpTool]) -> None:
         self._client = client
-        offered = [one for one in found if not is_too_big(one.input_schema, MAX_SCHEMA_BYTES)]
-        tools = tuple(_first_of_each_name(self._tool(one) for one in offered[:MAX_TOOLS]))
-        if [tool.name for tool in tools] != [tool.name for tool in self.tools]:
+        made = [
+            self._tool(one) for one in found if not is_too_big(one.input_schema, MAX_SCHEMA_BYTES)
+        ]
+        # A name that stands for nothing here is refused by models, and every call with it.
+        offered = [tool for tool in made if "$ref" not in tool.parameters]
+        tools = tuple(_first_of_each_name(offered[:MAX_TOOLS]))
+        left_out = len(found) - len(tools)
+        is_new = [tool.name for tool in tools] != [tool.name for tool in self.tools]
+        if is_new:
             logger.info("mcp server offers tools", server=self.name, tools=len(tools))
-            if left_out := len(found) - len(tools):
-                logger.warning("mcp tools are not offered", server=self.name, tools=left_out)
-        self.tools = tools
+        if left_out and (is_new or left_out != self._left_out):
+            logger.warning(
+                "mcp tools are not offered",
+                server=self.name,
+                tools=left_out,
+                schema_elsewhere=len(made) - len(offered),
+            )
+        self.tools, self._left_out = tools, left_out
 
     async def _watch(self, client: Client) -> None:
         """Look from time to time what is offered, and when in doubt; raises if it is lost."""
@@ -409,18 +422,33 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a tool's arguments as models are told it: an object, not a name for one."""
     schema = dict(given)
     for _ in range(MAX_NAMES):
-        where, _, name = str(schema.get("$ref")).rpartition("/")
+        if "$ref" not in schema:
+            break
+        where, _, name = str(schema["$ref"]).rpartition("/")
         named = schema.get(where.removeprefix("#/"))
         meant = named.get(name) if isinstance(named, Mapping) else None
         if not isinstance(meant, Mapping):
             break
         del schema["$ref"]
-        schema = {**meant, **schema}
+        schema = _joined(meant, schema)
     return {
         key: value
         for key, value in schema.items()
         if not key.startswith("$") or key in ("$defs", "$ref")
     }
+
+
+def _joined(meant: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """One schema of what a name stands for and what is written beside the name: both hold."""
+    joined = {**meant, **beside}
+    match meant, beside:  # which often has these too, empty
+        case {"properties": Mapping() as one}, {"properties": other}:
+            joined["properties"] = {**one, **(other if isinstance(other, Mapping) else {})}
+    match meant, beside:
+        case {"required": list(needed)}, {"required": other}:
+            more = other if isinstance(other, list) else ()
+            joined["required"] = [*needed, *(name for name in more if name not in needed)]
+    return joined
 
 
 def arguments_for(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

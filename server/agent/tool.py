@@ -333,11 +333,12 @@ def has_parameters_elsewhere(schema: Mapping[str, Any]) -> bool:
     return takes_others or any(schema.get(key) for key in _PARAMETERS_ELSEWHERE)
 
 
-def is_without_parameters(schema: Mapping[str, Any]) -> bool:
-    """Whether a function that is described like this takes no arguments at all."""
+def names_parameters(schema: Mapping[str, Any]) -> bool:
+    """Whether a function's schema says by name what arguments it takes, which models want of it."""
     properties = schema.get("properties")
-    named = isinstance(properties, Mapping) and len(properties) > 0
-    return not named and not has_parameters_elsewhere(schema)
+    if isinstance(properties, Mapping) and len(properties) > 0:
+        return True
+    return any(schema.get(key) for key in ("anyOf", "oneOf", "allOf"))
 
 
 def _docstring(function: Callable[..., Any]) -> str:

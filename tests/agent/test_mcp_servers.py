@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from server.agent.agent import Agent
 from server.agent.mcp_servers import (
@@ -555,6 +556,8 @@ async def test_a_server_that_does_not_let_go_of_its_connection_is_connected_to_a
 
 NO_PARAMETERS = {"type": "object", "properties": {}}
 ITEM = {"type": "object", "properties": {"item": {"type": "string"}}}
+SHELF = {"type": "object", "properties": {"shelf": {"type": "integer"}}}
+NEEDS_ITEM = {"required": ["item"]}
 CLOSED = ITEM | {"additionalProperties": False}
 ONE_OF = {"oneOf": [{"required": ["item"]}, {"required": ["shelf"]}]}
 
@@ -678,17 +681,32 @@ def test_a_schema_may_have_a_key_of_no_letters():
             ITEM | {"definitions": {"A": {"$ref": "#/definitions/B"}, "B": ITEM}},
         ),
         (
-            {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
-            {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
+            NO_PARAMETERS | {"$ref": "#/$defs/A", "$defs": {"A": ITEM}},
+            ITEM | {"$defs": {"A": ITEM}},
         ),
+        (
+            SHELF | {"required": ["shelf"], "$ref": "#/x/A", "x": {"A": ITEM | NEEDS_ITEM}},
+            {
+                "type": "object",
+                "properties": ITEM["properties"] | SHELF["properties"],
+                "required": ["item", "shelf"],
+                "x": {"A": ITEM | NEEDS_ITEM},
+            },
+        ),
+        (
+            {"properties": None, "required": None, "$ref": "#/x/A", "x": {"A": ITEM | NEEDS_ITEM}},
+            ITEM | NEEDS_ITEM | {"x": {"A": ITEM | NEEDS_ITEM}},
+        ),
+        (ITEM | {"": {"None": {}}}, ITEM | {"": {"None": {}}}),
+        (NO_PARAMETERS | {"patternProperties": {"^x": {}}}, None),
+        (NO_PARAMETERS | {"additionalProperties": {"type": "string"}}, None),
+        (NO_PARAMETERS | {"additionalProperties": {}}, None),
         *(
             ({"type": "object", key: value}, {"type": "object", key: value})
             for key, value in {
                 "anyOf": [ITEM],
                 "oneOf": [ITEM],
                 "allOf": [ITEM],
-                "patternProperties": {"^x": {}},
-                "additionalProperties": {"type": "string"},
             }.items()
         ),
     ],
@@ -702,6 +720,35 @@ def test_parameters_are_declared_wherever_a_servers_schema_has_them(schema, decl
     message, _ = setup_message("gemini-3.8-live", config)
     (function,) = message["setup"]["tools"][0]["functionDeclarations"]
     assert function.get("parametersJsonSchema") == declared
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
+        {"$ref": "https://elsewhere.example"},
+        ITEM | {"$ref": "#/$defs/nowhere"},
+        ITEM | {"$ref": None},
+    ],
+)
+def test_a_function_whose_schema_is_elsewhere_is_not_offered_and_that_is_said_once(schema):
+    connection = _Connection("shop", _Entry(url="http://127.0.0.1:1/mcp"), 1.0)
+    found = [McpTool(name="stock", input_schema=schema)]
+
+    with capture_logs() as logged:
+        connection._offer(None, found)  # type: ignore[arg-type]
+        connection._offer(None, found)  # type: ignore[arg-type]
+        alone = connection.tools
+        connection._offer(None, [*found, McpTool(name="price", input_schema=ITEM)])  # type: ignore[arg-type]
+
+    assert alone == ()
+    assert [tool.name for tool in connection.tools] == ["shop__price"]
+    warnings = [
+        (line["tools"], line["schema_elsewhere"])
+        for line in logged
+        if line["event"] == "mcp tools are not offered"
+    ]
+    assert warnings == [(1, 1)] * 2  # and where what is offered has changed
 
 
 def test_of_two_servers_whose_tools_come_to_have_one_name_the_first_is_offered():

@@ -10,7 +10,7 @@ from google.genai import types
 
 from server.agent import phrases
 from server.agent.agent import Agent
-from server.agent.tool import is_without_parameters
+from server.agent.tool import names_parameters
 from server.model import (
     PastTurn,
     spoken,
@@ -113,10 +113,11 @@ def agent_config(
             types.FunctionDeclaration(
                 name=tool.name,
                 description=tool.told,
-                # Without arguments there is no schema: an empty object is refused.
-                parameters_json_schema=None
-                if is_without_parameters(tool.parameters)
-                else tool.parameters,
+                # Without arguments that have names there is no schema: an empty object is
+                # refused, and with it every call of the agent.
+                parameters_json_schema=tool.parameters
+                if names_parameters(tool.parameters)
+                else None,
             )
             for tool in agent.tools
         ]
