@@ -44,6 +44,19 @@ def target_at(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"[:300]
 
 
+def _without_frames(error: Exception) -> Exception:
+    """An error, and all that it came of, that leads back to no frame: trio's have it in a list."""
+    waiting: list[BaseException] = [error]
+    while waiting:
+        one = waiting.pop()
+        one.__traceback__ = None
+        if one.__cause__ is not None:
+            waiting.append(one.__cause__)
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+    return error
+
+
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
     """Opens connections to what may be connected to.
 
@@ -90,8 +103,11 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
                     address, port, CONNECT_TIMEOUT_S, local_address, socket_options
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-                failure = error
-        raise failure or httpcore2.ConnectError("the name stands for nothing")
+                failure = _without_frames(error)
+        try:
+            raise failure or httpcore2.ConnectError("the name stands for nothing")
+        finally:
+            failure = None  # or it would be kept by this frame, to which it leads back
 
     async def _resolve(self, host: str, port: int) -> list[str]:
         targets = (target_at(scheme, host.lower(), port) for scheme in SCHEMES)

@@ -170,8 +170,11 @@ class Aside:
                 continue
             except OSError as error:  # the others go all the same
                 failure = error
-        if failure is not None:
-            raise failure
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            failure = None  # or it would be kept by this frame, to which it leads back
         return deleted
 
     def _files_of_all(self, kind: Kind) -> list[Path]:

@@ -574,7 +574,7 @@ class Recordings:
 
     def _delete_old(self, oldest_kept: float) -> None:
         """Delete what is older; what cannot be deleted is in the way of nothing else."""
-        deleted, failures = 0, list[OSError]()
+        deleted, failures = 0, list[str | None]()
         try:
             for path in self._directory.iterdir():
                 try:
@@ -584,13 +584,14 @@ class Recordings:
                 except FileNotFoundError:
                     pass  # by another process of this server at this moment
                 except OSError as error:
-                    failures.append(error)
+                    failures.append(error.strerror)
         except FileNotFoundError:
             pass  # there has been none yet
         except OSError as error:
-            failures.append(error)
+            failures.append(error.strerror)
         if failures:
-            why = failures[0].strerror
-            logger.warning("old recordings not deleted", error=why, recordings=len(failures))
+            logger.warning(
+                "old recordings not deleted", error=failures[0], recordings=len(failures)
+            )
         if deleted:
             logger.info("old recordings deleted", recordings=deleted)

@@ -14,7 +14,9 @@ import trio.testing
 from trio.testing import MemoryReceiveStream
 
 from server.events.targets import MAX_NAMES, AddressRefused, GuardedBackend, target_of
+from server.hooks.sockets import translate_errors_without_rings
 from server.settings.events import check_url, is_public
+from tests.support.kept_garbage import garbage_kept
 from tests.support.limits import no_threads
 
 
@@ -89,6 +91,33 @@ async def test_a_name_is_asked_for_once_and_what_it_stood_for_is_connected_to(mo
     await backend.connect_tcp("rebinding.example", 443)
 
     assert (connected, stands_for) == (["1.1.1.1"], ["127.0.0.1"])
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.0.1", "127.0.0.2"], []])
+async def test_a_connection_that_fails_leaves_nothing_to_the_garbage_collector(addresses):
+    translate_errors_without_rings()  # as the server has it
+    with socket.socket() as taken:
+        taken.bind(("", 0))  # and nobody listens there
+        port = taken.getsockname()[1]
+
+        def resolve(host, port, **_):
+            return [(None, None, None, "", (address, port)) for address in addresses]
+
+        async def fail() -> None:
+            try:  # what pytest.raises gives would be a ring of its own
+                await GuardedBackend(allow_private=True, resolve=resolve).connect_tcp("x", port)
+            except httpcore2.ConnectError:
+                failed.append(addresses)
+
+        failed: list[list[str]] = []
+        with trio.fail_after(60.0):
+            await fail()  # what first uses make stays
+            with garbage_kept() as left:
+                await fail()
+
+    assert left == []
+    assert len(failed) == 2
 
 
 @pytest.mark.sockets

@@ -52,6 +52,7 @@ from tests.records.test_records import (
 )
 from tests.support.databases import postgresql
 from tests.support.inputs import inputs
+from tests.support.kept_garbage import garbage_kept
 from tests.support.processes import FLUSHES_SHORTLY, server_process
 
 __all__ = ["file_url", "impatient", "postgresql_url", "url", "url_of_postgresql"]  # fixtures
@@ -711,6 +712,32 @@ async def test_a_folder_that_is_called_like_a_file_of_ours_keeps_no_old_file(fil
 
     assert [path.exists() for path in (folder, *old, new)] == [True, False, False, True]
     assert failed == 0
+
+
+def test_an_old_file_that_cannot_be_deleted_leaves_nothing_to_the_garbage_collector(
+    tmp_path, monkeypatch
+):
+    aside = Aside(tmp_path, database_url("sqlite:///x.db"))
+    path = aside.write("unsaved", [record(1)])
+
+    def unlink(self: Path) -> None:
+        raise PermissionError(errno.EPERM, "not now")
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    failed = []
+
+    def delete() -> None:
+        try:  # what pytest.raises gives would be a ring of its own
+            aside.delete_before(path.stat().st_mtime + 1.0)
+        except PermissionError as error:
+            failed.append(error.strerror)
+
+    delete()  # what first uses make stays
+    with garbage_kept() as left:
+        delete()
+
+    assert left == []
+    assert failed == ["not now"] * 2
 
 
 async def test_one_file_that_cannot_be_taken_up_does_not_hold_up_the_others(

@@ -31,6 +31,7 @@ from server.records.recording import READERS, Recorder, Recordings
 from server.web import calls_api
 from server.web.calls_api import RecordingBody
 from tests.support.call_names import CALL_NAMES
+from tests.support.kept_garbage import garbage_kept
 from tests.support.limits import at_most, no_threads
 from tests.support.rig import calling
 from tests.support.serving import serving
@@ -667,6 +668,20 @@ async def test_an_old_recording_that_cannot_be_deleted_is_in_no_others_way(tmp_p
     assert [*tmp_path.iterdir()] == [paths[1]]
     (told,) = [one for one in logs if one["event"] == "old recordings not deleted"]
     assert told["recordings"] == 1
+
+
+async def test_an_old_recording_that_cannot_be_deleted_leaves_nothing_to_the_garbage_collector(
+    tmp_path,
+):
+    (tmp_path / f"{SID}.wav").mkdir()
+    async with running(tmp_path) as recordings:
+        with capture_logs() as logs:
+            recordings._delete_old(time.time() + 60.0)  # what first uses make stays
+            with garbage_kept() as left:
+                recordings._delete_old(time.time() + 60.0)
+
+    assert left == []
+    assert [one["event"] for one in logs] == ["old recordings not deleted"] * 2
 
 
 async def test_a_recording_that_cannot_be_begun_leaves_no_file_behind(tmp_path, monkeypatch):
