@@ -233,7 +233,7 @@ class ModelTrial:
                     failure = None
             except ModelError as error:
                 if failure is not None:  # the other was not taken in this very pass
-                    failure = error
+                    failure = error.with_traceback(None)  # which leads here, and back to it
             if failure is None or not is_fallback:
                 nursery.cancel_scope.cancel("that is all")
 
@@ -316,6 +316,9 @@ async def _connect_once(session: Session, *, is_fallback: bool) -> bool:
             nursery.cancel_scope.cancel("that is all")
     except* ModelError as failures:
         failure = innermost(failures)
-    if failure is not None:
-        raise failure
+    try:
+        if failure is not None:
+            raise failure
+    finally:
+        failure = None  # or it would be kept by this frame, to which it leads back
     return is_taken

@@ -20,7 +20,7 @@ from server.cluster.cluster import Cluster
 from server.cluster.registry import Member
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError, ModelSetupRefused
-from server.model import AgentAudio, SessionEvent
+from server.model import AgentAudio, SessionEvent, Way
 from server.model.gemini.faults import account_refused
 from server.model.lasting.model import LastingModel
 from server.refusal import Kind
@@ -29,6 +29,7 @@ from server.switchboard.calls import Calls
 from server.switchboard.making import refusal_of
 from server.switchboard.model_trial import MODEL_ALONE_S, TRY_MODEL_S
 from tests.support.fakes import MemoryModel
+from tests.support.kept_garbage import garbage_kept
 from tests.support.switchboards import make_calls
 
 NUMBER = "+15005550006"
@@ -321,6 +322,36 @@ async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojum
     assert call.end_reason is EndReason.MODEL_REFUSED
     with pytest.raises(CallRefused):
         await calls.place(NUMBER, Agent())
+
+
+class _RefusedSession:
+    """A session that the model's service refuses."""
+
+    async def run(self) -> None:
+        await trio.lowlevel.checkpoint()
+        raise account_refused(Kind.QUOTA, "no", code=1011, reason="quota")
+
+    async def wait_ready(self) -> None:
+        await trio.sleep_forever()
+
+    async def reconnect(self, way: Way, why: str) -> bool:
+        return False  # there is no fallback
+
+
+async def test_a_try_that_is_refused_leaves_nothing_to_the_garbage_collector(monkeypatch):
+    trial = make_calls().model_trial
+    monkeypatch.setattr(trial._model, "new_session", lambda *_: _RefusedSession())
+
+    async def ask() -> Kind | None:
+        failure = await trial._ask_both()
+        return None if failure is None else failure.refusal
+
+    await ask()  # what first uses make stays
+    with garbage_kept() as left:
+        refused = await ask()
+
+    assert left == []
+    assert refused is Kind.QUOTA
 
 
 # ------------------------------------------------------------------------------------------
