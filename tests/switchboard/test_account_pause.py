@@ -20,7 +20,7 @@ from server.cluster.cluster import Cluster
 from server.cluster.registry import Member
 from server.dialogue.endings import EndReason
 from server.errors import CallRefused, ModelError, ModelSetupRefused
-from server.model import AgentAudio, SessionEvent, Way
+from server.model import AgentAudio, SessionEvent, Standing, Way
 from server.model.gemini.faults import account_refused
 from server.model.lasting.model import LastingModel
 from server.refusal import Kind
@@ -326,6 +326,8 @@ async def test_a_call_that_is_refused_in_the_middle_pauses_the_next_ones(autojum
 
 class _RefusedSession:
     """A session that the model's service refuses."""
+
+    standing = Standing()
 
     async def run(self) -> None:
         await trio.lowlevel.checkpoint()
