@@ -27,7 +27,7 @@ PATIENCE_S = 180.0
 BEFORE = "https://production.example.com/twiml"
 
 COMMAND = """
-import os, sys
+import math, os, sys
 from server.commands import dev
 from server.commands.line import main
 from server.hooks import stopping
@@ -36,8 +36,7 @@ if "TERMINAL" in os.environ:
     terminal = os.open(os.environ["TERMINAL"], os.O_RDWR)  # ours, as we lead a session
     for standard in range(3):
         os.dup2(terminal, standard)
-if "AT_ONCE" in os.environ:
-    stopping.AGAIN_AFTER_S = 0.0
+stopping.AGAIN_AFTER_S = 0.0 if "AT_ONCE" in os.environ else math.inf
 dev.Serving._command = [sys.executable, "program"]
 sys.exit(main(["dev", "--yes"]))
 """
