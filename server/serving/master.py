@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import multiprocessing
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -23,6 +23,7 @@ from typing import Any
 import structlog
 import trio
 
+from server import logs
 from server.cluster.directory.directory import clear_away_after
 from server.cluster.directory.meeting import AVAILABLE
 from server.errors import CannotListen, ConfigurationError
@@ -32,7 +33,7 @@ from server.hooks.stopping import StopSignals, hang_up, signals_held_back
 from server.serving.listening import listen
 from server.serving.notify import Detached
 from server.serving.stops import STOP
-from server.serving.succession import Predecessor, Succession
+from server.serving.succession import MAX_TOLD_CHARS, Predecessor, Succession
 from server.serving.words import READ_AGENTS, READY, STEP_ASIDE, STEP_IN
 from server.settings.settings import Settings
 from server.supervision import Restarts, first_of
@@ -52,6 +53,19 @@ def work(
         from server.serving import member
 
     member.work(listener, overrides, count, index, master)
+
+
+def try_agents(settings: Settings, master: Connection) -> None:
+    """What is started to read the agents once, and to say what is wrong with them, if anything."""
+    logs.configure(level=settings.log_level, json=settings.log_json)
+    from server.agent.roster.files import read_agents
+
+    wrong = ""
+    try:
+        read_agents(settings)
+    except ConfigurationError as error:
+        wrong = str(error)[:MAX_TOLD_CHARS]
+    master.send_bytes(wrong.encode(errors="backslashreplace"))
 
 
 class _NeverStarted(Exception):
@@ -169,12 +183,40 @@ class Master:
                 wire.send_bytes(READ_AGENTS)
 
     async def _read_agents(self) -> str:
-        """Have each process read its agents; what is wrong is found here, before any of them."""
-        from server.agent.roster.files import read_agents
+        """Have each process read its agents; what is wrong is found before, in one that ends.
 
-        await trio.to_thread.run_sync(read_agents, self._settings, abandon_on_cancel=True)
+        Raises:
+            ConfigurationError: They are wrong, or could not be read there.
+        """
+        await self._try_agents()
         self._tell_read_agents()
         return f"{len(self._wires)} processes read their agents; the log says what came of it"
+
+    async def _try_agents(self) -> None:
+        # Not in this process: it would find what is on disk by now, perhaps of another version,
+        # and have it in its memory from then on.
+        try:
+            process, ours = self._start(try_agents, self._settings)
+        except OSError as error:
+            raise ConfigurationError(
+                f"AGENTS: nothing can be started to read them: {error}"
+            ) from error
+        try:
+            await trio.lowlevel.wait_readable(ours.fileno())
+            wrong = ours.recv_bytes().decode()
+        except (EOFError, ConnectionResetError):
+            await trio.lowlevel.wait_readable(process.sentinel)
+            process.join()
+            wrong = (
+                f"AGENTS: what was to read them ended with status {process.exitcode}, and the log "
+                "may say why; if another version has been installed meanwhile, have that take over"
+            )
+        finally:
+            process.kill()
+            process.join()
+            ours.close()
+        if wrong:
+            raise ConfigurationError(wrong)
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -229,7 +271,7 @@ class Master:
         Raises:
             OSError: The system has nothing to start one with.
         """
-        process, ours = self._start_one(listener, index)
+        process, ours = self._start(work, listener, self._overrides, self._count, index)
         self._processes.add(process)
         self._wires.add(ours)
         lived_s = None
@@ -262,13 +304,11 @@ class Master:
             ours.close()
         return lived_s, process.exitcode or 0
 
-    def _start_one(self, listener: socket.socket, index: int) -> tuple[BaseProcess, Connection]:
+    def _start(self, target: Callable[..., None], *facts: object) -> tuple[BaseProcess, Connection]:
         """Start a process; what it is told, and tells us, goes through the connection."""
         ours, theirs = self._context.Pipe()
         with theirs:
-            process = self._context.Process(
-                target=work, args=(listener, self._overrides, self._count, index, theirs)
-            )
+            process = self._context.Process(target=target, args=(*facts, theirs))
             try:
                 with signals_held_back(*STOP):
                     process.start()

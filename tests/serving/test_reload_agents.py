@@ -6,12 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.support.processes import ROOT, ServerProcess, server_process
+from server.errors import ConfigurationError
+from server.hooks.stopping import StopSignals
+from server.serving.master import Master
+from server.serving.notify import Detached
+from server.settings.settings import Settings
+from tests.support.processes import PATIENCE_S, ROOT, ServerProcess, server_process
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs signals and Unix sockets"),
@@ -69,6 +75,81 @@ async def test_agents_are_read_again_by_a_command_and_a_signal_and_calls_go_on(
     assert told.status_code == 422
     assert "desk.toml, line 3: voice must be a text" in told.json()["message"]
     assert (kept, live) == ("Zephyr", "in-progress")
+
+
+READS = """
+import os
+from pathlib import Path
+Path("read").with_suffix(".new").write_text(str(os.getpid()))
+os.replace("read.new", "read")
+"""
+
+
+@pytest.fixture
+def parent(tmp_path, monkeypatch):
+    """The parent of several processes, of which none runs, and whose agents say who reads them."""
+    monkeypatch.chdir(tmp_path)
+    write_module()
+    settings = Settings(_env_file=None, agents="agents.py")
+    return Master(settings, {}, 2, StopSignals({}), Detached(wanted=False))
+
+
+def write_module(more: str = "") -> None:
+    Path("agents.py").write_text(READS + more)
+
+
+def reader() -> int:
+    return int(Path("read").read_text())
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+async def test_the_parent_of_several_has_agents_read_in_a_process_that_ends(parent, is_wrong):
+    write_module("unknown" if is_wrong else "")
+    wrong = pytest.raises(ConfigurationError, match=r"agents\.py, line 6: NameError")
+    with trio.fail_after(PATIENCE_S), wrong if is_wrong else nullcontext():
+        await parent._read_agents()
+
+    assert reader() != os.getpid()
+    assert not is_there(reader())
+
+
+async def test_agents_that_never_come_to_be_read_leave_nothing_behind(parent):
+    write_module("while True: pass")
+    with trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parent._read_agents)
+            while not Path("read").exists():  # noqa: ASYNC110, ASYNC240
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    assert not is_there(reader())
+
+
+async def test_who_wants_agents_read_after_another_version_was_installed_is_told(
+    parent, monkeypatch, tmp_path
+):
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__init__.py").touch()  # everything else is elsewhere by now
+    monkeypatch.syspath_prepend(tmp_path)
+    with trio.fail_after(PATIENCE_S), pytest.raises(ConfigurationError, match="another version"):
+        await parent._read_agents()
+
+
+async def test_who_wants_agents_read_where_no_process_can_be_started_is_told(parent, monkeypatch):
+    def refused(*facts: object) -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(parent, "_start", refused)
+    with pytest.raises(ConfigurationError, match="started to read them: no more processes"):
+        await parent._read_agents()
 
 
 STARTS = {
