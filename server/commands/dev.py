@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -58,7 +59,9 @@ def say(text: str) -> None:
     """Tell whoever is at the terminal, if anybody still is: there may be numbers to set back."""
     try:
         print(f"offhook dev: {text}", flush=True)  # noqa: T201
-    except (OSError, ValueError):
+    except (BlockingIOError, UnicodeEncodeError):  # the next may be heard
+        pass
+    except (OSError, ValueError):  # they have gone, or it is closed
         # For good, or what could not be written would be tried again as the process ends, and fail
         # it.
         sys.stdout = None
@@ -75,7 +78,15 @@ def dev(chosen: argparse.Namespace) -> int:
     logs.configure(level="WARNING")
     signals = stop_signals()
     signals.install()
-    return trio.run(develop, overrides, chosen.tunnel, chosen.yes, signals)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder may have any name
+    try:
+        return trio.run(develop, overrides, chosen.tunnel, chosen.yes, signals)
+    finally:
+        try:
+            print(end="", flush=True)  # noqa: T201
+        except (OSError, ValueError):  # nobody has read it until now
+            sys.stdout = None
 
 
 async def develop(

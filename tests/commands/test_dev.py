@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from server.carrier.account import NumberHooks
 from server.commands import dev, kept, processes
 from server.commands.dev import pointed, url_here
 from server.commands.kept import FILE
+from server.commands.line import main
 from server.commands.opening import with_accounts
 from server.commands.processes import Output
 from server.commands.tunnel import TunnelLost
@@ -40,6 +42,67 @@ async def doubles(nursery, tmp_path, monkeypatch):
     doubles = await open_doubles(nursery, tmp_path)
     doubles.twilio.account.numbers.get(NUMBER).voice_url = BEFORE
     return doubles
+
+
+def test_what_cannot_be_shown_is_said_as_it_can_be(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(dev, "stop_signals", lambda: StopSignals({}))
+    monkeypatch.setattr(dev.logs, "configure", lambda **how: None)
+    monkeypatch.setattr(dev.trio, "run", lambda *of: dev.say("caf\u00e9 \udcff changed"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+
+    main(["dev"])
+    dev.say("ending")
+
+    assert shown.getvalue().split(b"\n") == [
+        b"offhook dev: caf\\xe9 \\udcff changed",
+        b"offhook dev: ending",
+        b"",
+    ]
+
+
+SAYS_TOO_MUCH = """
+import os, sys
+from server.commands import dev
+from server.commands.line import main
+
+def say(*of):
+    for _ in range(100):
+        dev.say("x" * 4096)
+    if sys.argv[1:]:
+        os.read(reads, ALL)
+    dev.say("ending")
+    return 0
+
+ALL = 1 << 20  # of what a pipe holds
+reads, writes = os.pipe()
+os.set_blocking(reads, False)
+os.set_blocking(writes, False)
+os.dup2(writes, 1)
+dev.trio.run = say
+status = main(["dev"])
+if sys.argv[1:]:
+    print(os.read(reads, ALL)[-30:], file=sys.stderr)
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pipe that does not block")
+@pytest.mark.parametrize("is_read", [True, False])
+def test_whoever_reads_slowly_hears_what_is_said_later_and_whoever_does_not_fails_nothing(
+    tmp_path, is_read
+):
+    ours = str(Path(dev.__file__).parent.parent.parent)
+    ended = subprocess.run(
+        [sys.executable, "-c", SAYS_TOO_MUCH, *(["read"] if is_read else [])],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ours, "PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert (b"offhook dev: ending" in ended.stderr) == is_read
 
 
 async def while_pointed(doubles: Doubles, meanwhile=None, *, is_sure: bool, **changes) -> list[str]:
