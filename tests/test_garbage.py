@@ -109,7 +109,9 @@ SERVES = {
     ),
     "one of several": (
         "import server.__main__; from server.serving import master\n"
-        "with master.imported_for_good(): from server.serving import member"
+        "master.trio.run = lambda *facts: 0\n"  # which is what member.work comes to
+        "try: master.work(None, {}, 2, 0, None)\n"
+        "except SystemExit: pass"
     ),
     "hypercorn": "import server.asgi",
 }
