@@ -349,12 +349,16 @@ def _listen_in_place_of(point: Path) -> socket.socket:
 class Predecessor:
     """The server that is to be taken over: asked, and waiting for us to be ready.
 
+    Args:
+        point: Where it waits for whoever takes over.
+
     Attributes:
         listener: Its listening socket, and ours.
     """
 
-    def __init__(self, connection: trio.SocketStream, listener: socket.socket) -> None:
+    def __init__(self, connection: trio.SocketStream, listener: socket.socket, point: Path) -> None:
         self._connection = connection
+        self._point = point
         self.listener = listener
 
     @classmethod
@@ -380,7 +384,7 @@ class Predecessor:
             except BaseException:
                 listener.close()
                 raise
-            return cls(connection, listener)
+            return cls(connection, listener, point)
         except BaseException as error:
             if connection is not None:
                 await trio.aclose_forcefully(connection)
@@ -390,7 +394,7 @@ class Predecessor:
         """We are ready: the other one accepts no more connections when this returns.
 
         Raises:
-            CannotListen: It has given us up meanwhile, and goes on serving.
+            CannotListen: It has given us up meanwhile, and it or another goes on serving.
         """
         try:
             async with self._connection:
@@ -399,10 +403,24 @@ class Predecessor:
                     await self._connection.send_all(write_message(ready=True))
                 await _message(self._connection, ANSWER_TIMEOUT_S)
         except TakeOverRefused as refusal:
-            raise CannotListen(f"cannot take over: {refusal}") from refusal
+            if await self._somebody_waits():
+                raise CannotListen(f"cannot take over: {refusal}") from refusal
+            logger.warning("the server before this one refused, and has gone", reason=str(refusal))
         except (EOFError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             # It ended by itself, or hangs: all the more it is our turn.
             logger.warning("the server before this one does not answer", error=repr(error))
+
+    async def _somebody_waits(self) -> bool:
+        """Whether a server can still be met where this one was: itself, or one in its place."""
+        try:
+            with trio.fail_after(ANSWER_TIMEOUT_S):
+                connection = await trio.open_unix_socket(self._point)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except (OSError, trio.TooSlowError):  # it has no room for visitors, or hangs
+            return True
+        await trio.aclose_forcefully(connection)
+        return True
 
     def close(self) -> None:
         """Leave it as it was, unless it has been relieved."""

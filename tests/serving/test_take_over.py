@@ -585,11 +585,14 @@ async def _starting(port: int) -> AsyncGenerator[Predecessor]:
     stream = await trio.open_unix_socket(_point(port))
     await stream.send_all(write_message(speaks=SPEAKS))
     _, listener = await succession_module._receive(stream, PATIENCE_S)
-    with closing(Predecessor(stream, listener)) as predecessor:
+    with closing(Predecessor(stream, listener, _point(port))) as predecessor:
         yield predecessor
 
 
-async def test_a_server_that_was_refused_for_its_lateness_does_not_step_in(monkeypatch, capsys):
+@pytest.mark.parametrize("becomes", ["serves on", "has ended", "was killed"])
+async def test_a_server_that_was_refused_for_its_lateness_steps_in_only_for_one_that_has_gone(
+    monkeypatch, capsys, becomes
+):
     monkeypatch.setattr(succession_module, "START_TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -601,9 +604,19 @@ async def test_a_server_that_was_refused_for_its_lateness_does_not_step_in(monke
                     while "not ready within" not in capsys.readouterr().out:  # noqa: ASYNC110
                         await trio.sleep(0.01)
                 await wait_all_tasks_blocked()  # it has hung up
-
-                with pytest.raises(CannotListen, match="cannot take over: it was not ready within"):
-                    await predecessor.relieve()
+                if becomes == "serves on":
+                    late = "cannot take over: it was not ready within"
+                    with pytest.raises(CannotListen, match=late):
+                        await predecessor.relieve()
+                else:
+                    nursery.cancel_scope.cancel()
+                    with trio.CancelScope(shield=True):
+                        await wait_all_tasks_blocked()
+                        if becomes == "was killed":  # and nobody has cleared away after it
+                            with socket.socket(socket.AF_UNIX) as unix:
+                                unix.bind(str(_point(port)))
+                        await predecessor.relieve()
+                        shutil.rmtree(_point(port).parent)
 
                 assert not old.relieved.is_set()
             nursery.cancel_scope.cancel()
