@@ -98,7 +98,13 @@ class Aside:
 
     def is_closed_to_us(self) -> bool:
         """Whether nothing could be written here as things are."""
-        return self.directory.exists() and not os.access(self.directory, os.W_OK)
+        try:
+            self.directory.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:  # a folder above it is closed
+            return True
+        return not os.access(self.directory, os.W_OK)
 
     def unsaved(self) -> list[Path]:
         """What waits for the database, the oldest first, what a dying process began included."""

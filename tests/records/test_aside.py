@@ -338,6 +338,27 @@ async def test_a_directory_that_hangs_when_it_is_looked_at_does_not_stop_the_wri
         go_on.set()
 
 
+async def test_a_directory_that_cannot_even_be_looked_for_is_warned_of_and_stops_no_start(file_url):
+    nobody_can = Path("/", "x" * 256, "unsaved")  # as where a folder above it is closed
+    with structlog.testing.capture_logs() as lines:
+        async with running(file_url, aside=nobody_can) as records:
+            records.keep(record(1))
+            with trio.fail_after(60):
+                await records.wait_saved()
+
+    warned = [line["directory"] for line in lines if "cannot be written" in line["event"]]
+    assert warned == [str(nobody_can)]
+
+
+@pytest.mark.parametrize("where", ["yet", "offhook.db/below"])
+async def test_a_directory_that_is_not_there_yet_is_not_warned_of(file_url, tmp_path, where):
+    with structlog.testing.capture_logs() as lines:
+        async with running(file_url, aside=tmp_path / where):
+            pass
+
+    assert not [line for line in lines if "cannot be written" in line["event"]]
+
+
 def count_writes(records) -> list[int]:
     written: list[int] = []
     write = records._database.write
