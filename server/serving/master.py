@@ -12,6 +12,7 @@ It imports nothing of what serves, which would be 100 MB and a second of the pro
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -40,6 +41,9 @@ from server.supervision import Restarts, first_of
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+TRIED_END_S = 5.0
+"""So long what has read the agents may take to end by itself."""
+
 
 def work(
     listener: socket.socket,
@@ -58,6 +62,7 @@ def work(
 def try_agents(settings: Settings, master: Connection) -> None:
     """What is started to read the agents once, and to say what is wrong with them, if anything."""
     logs.configure(level=settings.log_level, json=settings.log_json)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # held back while it was started
     from server.agent.roster.files import read_agents
 
     wrong = ""
@@ -204,6 +209,8 @@ class Master:
         try:
             await trio.lowlevel.wait_readable(ours.fileno())
             wrong = ours.recv_bytes().decode()
+            with trio.move_on_after(TRIED_END_S):  # what its modules clean up at the end they may
+                await trio.lowlevel.wait_readable(process.sentinel)
         except (EOFError, ConnectionResetError):
             await trio.lowlevel.wait_readable(process.sentinel)
             process.join()

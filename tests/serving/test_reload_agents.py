@@ -14,6 +14,7 @@ import trio
 
 from server.errors import ConfigurationError
 from server.hooks.stopping import StopSignals
+from server.serving import master as master_module
 from server.serving.master import Master
 from server.serving.notify import Detached
 from server.settings.settings import Settings
@@ -119,6 +120,18 @@ async def test_the_parent_of_several_has_agents_read_in_a_process_that_ends(pare
 
     assert reader() != os.getpid()
     assert not is_there(reader())
+
+
+async def test_what_has_read_agents_cleans_up_behind_them(parent, monkeypatch):
+    monkeypatch.setattr(master_module, "TRIED_END_S", PATIENCE_S)
+    write_module(
+        "import atexit, pathlib, time\n"
+        "atexit.register(lambda: (time.sleep(0.2), pathlib.Path('cleaned').touch()))\n"
+    )
+    with trio.fail_after(PATIENCE_S):
+        await parent._read_agents()
+
+    assert Path("cleaned").exists()
 
 
 async def test_agents_that_never_come_to_be_read_leave_nothing_behind(parent):
