@@ -246,7 +246,8 @@ def tool_of(
         parameters = plain_schema(adapter.json_schema())
     except PydanticUserError as error:
         raise TypeError(f"tool {name}: {error.message}") from error
-    except (RuntimeError, TypeError, SchemaError) as error:  # a constraint that a type cannot have
+    except (RuntimeError, TypeError, ValueError, SchemaError) as error:
+        # A constraint that a type cannot have, or a type that cannot be.
         raise TypeError(f"tool {name}: {error}") from error
     parameters.pop("additionalProperties", None)  # said in vain, and refused in older fields
 

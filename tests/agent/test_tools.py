@@ -187,6 +187,10 @@ def _no_pattern(what: Annotated[str, Field(pattern="(")]) -> None:
     """Do it."""
 
 
+def _endless_tuple(what: tuple[int, str, ...]) -> None:  # type: ignore[misc]
+    """Do it."""
+
+
 def _no_such_discriminator(what: Annotated[int | str, Field(discriminator="kind")]) -> None:
     """Do it."""
 
@@ -195,7 +199,7 @@ def _no_such_discriminator(what: Annotated[int | str, Field(discriminator="kind"
     "function",
     [
         *(_no_docstring, _no_type, _any_number, _no_schema, _nowhere),
-        *(_strict_union, _no_pattern, _no_such_discriminator),
+        *(_strict_union, _no_pattern, _no_such_discriminator, _endless_tuple),
     ],
 )
 def test_what_the_model_could_not_be_told_is_refused_where_it_is_written(function):
