@@ -24,6 +24,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 import httpx2
 import structlog
@@ -341,7 +342,6 @@ class _Connection:
     async def _call(self, name: str, arguments: dict[str, Any]) -> object:
         from anyio import BrokenResourceError, ClosedResourceError
         from mcp.shared.exceptions import MCPError
-        from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, PARSE_ERROR
 
         client, lost = self._client, self._lost
         if client is None:
@@ -353,9 +353,9 @@ class _Connection:
             # errors of their own, and one that has been deployed anew knows no session.
             if await self._is_gone(lost):
                 raise ToolError(_OUTCOME_UNKNOWN) from None
-            if error.code in (CONNECTION_CLOSED, INTERNAL_ERROR, PARSE_ERROR):
+            if _may_be_done(error.code, error.message):
                 # Of several processes behind one address the one that ran it may be gone, or what
-                # it said lost on the way: the client has these for that, whoever else has them.
+                # it said lost on the way.
                 said = (error.message or "the function failed").rstrip(" .!")
                 raise ToolError(said[: MAX_ERROR - len(_MAYBE_DONE)] + _MAYBE_DONE) from None
             raise ToolError(error.message) from None
@@ -392,6 +392,18 @@ class _Connection:
         return lost.is_set()
 
 
+def _may_be_done(code: int, message: str) -> bool:
+    """Whether an error is one that the client itself makes of an answer that does not come.
+
+    Servers may have the same for errors of their own, of which it is then not known either.
+    """
+    from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, PARSE_ERROR, REQUEST_TIMEOUT
+
+    if code in (CONNECTION_CLOSED, INTERNAL_ERROR, PARSE_ERROR, REQUEST_TIMEOUT):
+        return True
+    return message.startswith(("Unexpected content type", "server answered a request with 202"))
+
+
 def _told(result: CallToolResult) -> object:
     """What the model is told of a result: its structure if it has one, else its text.
 
@@ -422,20 +434,27 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a tool's arguments as models are told it: an object, not a name for one."""
     schema = dict(given)
     for _ in range(MAX_NAMES):
-        if "$ref" not in schema:
-            break
-        where, _, name = str(schema["$ref"]).rpartition("/")
-        named = schema.get(where.removeprefix("#/"))
-        meant = named.get(name) if isinstance(named, Mapping) else None
-        if not isinstance(meant, Mapping):
+        if (meant := _meant(schema, schema.get("$ref"))) is None:
             break
         del schema["$ref"]
         schema = _joined(meant, schema)
+    if schema.get("properties"):  # it is an object whatever the name beside them stands for
+        schema.pop("$ref", None)
     return {
         key: value
         for key, value in schema.items()
         if not key.startswith("$") or key in ("$defs", "$ref")
     }
+
+
+def _meant(schema: Mapping[str, Any], name: object) -> Mapping[str, Any] | None:
+    """What a name stands for in this very schema (a JSON pointer), if it stands for anything."""
+    if not (isinstance(name, str) and name.startswith("#/")):
+        return None
+    at: object = schema
+    for step in unquote(name).split("/")[1:]:
+        at = at.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(at, Mapping) else None
+    return at if isinstance(at, Mapping) else None
 
 
 def _joined(meant: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:

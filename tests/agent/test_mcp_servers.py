@@ -397,6 +397,8 @@ async def test_what_was_asked_of_a_server_that_is_gone_may_have_been_done(
         (-32700, "Failed to parse JSON response: no", "Failed to parse JSON response: no"),
         (-32603, "Internal server error.", "Internal server error"),
         (-32603, "", "the function failed"),
+        (-32001, "timed out", "timed out"),
+        (-32600, "Unexpected content type: text/html", "Unexpected content type: text/html"),
         (-32603, "x" * MAX_ERROR, "x" * (MAX_ERROR - len(_MAYBE_DONE))),
     ],
 )
@@ -698,6 +700,12 @@ def test_a_schema_may_have_a_key_of_no_letters():
             ITEM | NEEDS_ITEM | {"x": {"A": ITEM | NEEDS_ITEM}},
         ),
         (ITEM | {"": {"None": {}}}, ITEM | {"": {"None": {}}}),
+        (ITEM | {"$ref": "#/$defs/nowhere"}, ITEM),
+        (ITEM | {"$ref": None}, ITEM),
+        (
+            {"$ref": "#/x/an%20order/a~1b", "x": {"an order": {"a/b": ITEM}}},
+            ITEM | {"x": {"an order": {"a/b": ITEM}}},
+        ),
         (NO_PARAMETERS | {"patternProperties": {"^x": {}}}, None),
         (NO_PARAMETERS | {"additionalProperties": {"type": "string"}}, None),
         (NO_PARAMETERS | {"additionalProperties": {}}, None),
@@ -727,8 +735,8 @@ def test_parameters_are_declared_wherever_a_servers_schema_has_them(schema, decl
     [
         {"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}},
         {"$ref": "https://elsewhere.example"},
-        ITEM | {"$ref": "#/$defs/nowhere"},
-        ITEM | {"$ref": None},
+        NO_PARAMETERS | {"$ref": "#/$defs/nowhere"},
+        {"type": "object", "$ref": None},
     ],
 )
 def test_a_function_whose_schema_is_elsewhere_is_not_offered_and_that_is_said_once(schema):
