@@ -351,7 +351,10 @@ async def test_a_directory_that_cannot_even_be_looked_for_is_warned_of_and_stops
 
 
 @pytest.mark.parametrize("where", ["yet", "offhook.db/below"])
-async def test_a_directory_that_is_not_there_yet_is_not_warned_of(file_url, tmp_path, where):
+async def test_a_directory_that_is_not_there_yet_is_not_warned_of(
+    file_url, tmp_path, monkeypatch, where
+):
+    monkeypatch.setattr(store_module, "ASIDE_TIMEOUT_S", 60.0)
     with structlog.testing.capture_logs() as lines:
         async with running(file_url, aside=tmp_path / where):
             pass
