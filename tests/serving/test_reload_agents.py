@@ -131,7 +131,7 @@ async def test_what_has_read_agents_cleans_up_behind_them(parent, monkeypatch):
     with trio.fail_after(PATIENCE_S):
         await parent._read_agents()
 
-    assert Path("cleaned").exists()
+    assert Path("cleaned").exists()  # noqa: ASYNC240
 
 
 async def test_agents_that_never_come_to_be_read_leave_nothing_behind(parent):
@@ -149,8 +149,9 @@ async def test_agents_that_never_come_to_be_read_leave_nothing_behind(parent):
 async def test_who_wants_agents_read_after_another_version_was_installed_is_told(
     parent, monkeypatch, tmp_path
 ):
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server" / "__init__.py").touch()  # everything else is elsewhere by now
+    (tmp_path / "server" / "serving").mkdir(parents=True)
+    for file in ("__init__.py", "serving/__init__.py", "serving/master.py"):
+        (tmp_path / "server" / file).touch()  # what was started is elsewhere by now
     monkeypatch.syspath_prepend(tmp_path)
     with trio.fail_after(PATIENCE_S), pytest.raises(ConfigurationError, match="another version"):
         await parent._read_agents()
