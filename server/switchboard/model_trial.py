@@ -5,7 +5,8 @@ there are several processes, all pause when one is refused: the last of those th
 model, and when it is accepted, all go on.
 
 What is refused of an agent's own model may be that model's trouble or the account's: the server's
-model is tried, and calls pause if it is refused the same.
+model is tried, and calls pause if it is refused the same. What its fallback is refused may concern
+one agent alone as well, for which the model itself would not be set up as it asks.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ OF_THE_ACCOUNT = frozenset({Kind.KEY, Kind.CREDITS, Kind.REFUSED})
 DOUBT_EVERY_S = 60.0
 """Whether it is one model's or the account's is looked at no more often."""
 TOLD_EVERY_S, TOLD_AGENTS = 600.0, 10
-"""In this time there is one line on each of so many agents whose own model is refused."""
+"""In this time there is one line on each of so many agents whose calls alone may be refused."""
 STAGGER_S = 5.0
 """Processes that have heard nothing more of a pause do not all try within the same moment."""
 
@@ -77,8 +78,9 @@ class ModelTrial:
         self._on_change = cluster.publish
         self._find_agent = find_agent
         self._refused_name = Agent().name  # whose call was refused last
-        self._doubted: Kind | None = None  # what was refused of an agent's own model
-        self._doubt_from = -math.inf
+        # What was refused, perhaps to one agent alone: of a model of its own, or not.
+        self._doubts: dict[bool, Kind] = {}
+        self._doubt_from = {True: -math.inf, False: -math.inf}
         self._own_told = Sparing(TOLD_EVERY_S, lines=TOLD_AGENTS)
         self._registry = cluster.registry if cluster.are_several else None
         self._changed = trio.Event()
@@ -93,8 +95,10 @@ class ModelTrial:
             is_own = agent.model not in (None, self._model.name)
             # A fallback may have an account of its own, which our model does without.
             is_fallbacks = call.conversation.session.standing.on_fallback
-            if is_own and (is_fallbacks or call.refusal not in OF_THE_ACCOUNT):
-                self._own_model_refused(agent, call.refusal)
+            # Our model may have refused only what this agent asks for.
+            may_be_its = is_own or (is_fallbacks and _asks_for_something(agent))
+            if may_be_its and (is_fallbacks or call.refusal not in OF_THE_ACCOUNT):
+                self._perhaps_it_alone(agent, call.refusal, is_own=is_own)
             else:
                 self._refused(call.refusal)
         elif call.conversation.agent_turn:
@@ -107,12 +111,14 @@ class ModelTrial:
                 nursery.start_soon(self._listen, self._registry)
             while True:
                 changed = self._changed
-                with trio.move_on_at(self._pause.try_at):
-                    await changed.wait()
+                if not self._doubts:  # there may be one since the last was looked into
+                    with trio.move_on_at(self._pause.try_at):
+                        await changed.wait()
                 if self._pause.try_at <= trio.current_time():
                     await self._try_once()
-                elif self._doubted is not None:
-                    await self._look_whose_it_is(self._doubted)
+                elif self._doubts:
+                    is_own, kind = self._doubts.popitem()
+                    await self._look_whose_it_is(kind, is_own=is_own)
 
     async def _listen(self, registry: Registry) -> None:
         """Hear what other processes were refused, and that they are refused no more."""
@@ -154,17 +160,20 @@ class ModelTrial:
         logger.info("calls go on: the model's service takes sessions", paused_s=round(paused_s, 1))
         self._on_change()
 
-    def _own_model_refused(self, agent: Agent, kind: Kind) -> None:
+    def _perhaps_it_alone(self, agent: Agent, kind: Kind, *, is_own: bool) -> None:
+        """An agent's call was refused, of which nobody else's may know."""
         now = trio.current_time()
         self._metrics.model_refusals.labels(kind.value).inc()
-        if self._pause.kind is None and now >= self._doubt_from:
-            self._doubted, self._doubt_from = kind, now + DOUBT_EVERY_S
+        if self._pause.kind is None and now >= self._doubt_from[is_own]:
+            self._doubts[is_own], self._doubt_from[is_own] = kind, now + DOUBT_EVERY_S
             self._wake()
         if self._own_told.may_log(now, agent.name):
             logger.error(
-                "an agent's own model is refused: its calls fail",
+                "an agent's own model is refused: its calls fail"
+                if is_own
+                else "an agent's calls fail: the fallback is refused, and the model did not do",
                 agent=agent.name,
-                model=agent.model,
+                model=agent.model or self._model.name,
                 kind=kind.value,
                 unlogged=self._own_told.take_unlogged(agent.name),
             )
@@ -206,7 +215,7 @@ class ModelTrial:
             # A session goes to the fallback by itself, and what that one says hides what the model
             # has refused: it may have been what the agent asks for.
             is_fallbacks = session.standing.on_fallback and not is_fallback
-            if not (is_agents or (is_fallbacks and agent != Agent())):
+            if not (is_agents or (is_fallbacks and _asks_for_something(agent))):
                 raise
         # It is not the account that is refused, but what this agent asks for, such as a voice that
         # only its own model has: what the server asks for by itself tells of the account.
@@ -243,19 +252,21 @@ class ModelTrial:
             nursery.start_soon(partial(ask, is_fallback=True))
         return failure
 
-    async def _look_whose_it_is(self, kind: Kind) -> None:
+    async def _look_whose_it_is(self, kind: Kind, *, is_own: bool) -> None:
         """Calls pause if the server's model is refused what an agent's own was: one that does not
-        answer was not refused, whatever its fallback may say.
+        answer was not refused, whatever its fallback may say. If it was the fallback of an agent
+        without a model of its own, they pause unless the server's model is well.
         """
-        self._doubted = None
-        with trio.move_on_after(TRY_MODEL_S):
+        with trio.move_on_after(TRY_MODEL_S) as looking:
             try:
                 await self._ask()
             except ModelError as error:
-                if error.refusal is kind:
-                    self._refused(kind)
+                if error.refusal is kind or (error.refusal is not None and not is_own):
+                    self._refused(error.refusal)
             except Exception:  # nobody's call, and no reason to pause any
                 logger.exception("the model could not be tried by a bug of ours")
+        if looking.cancelled_caught and not is_own:  # there is the fallback alone
+            self._refused(kind)
 
     async def _try_once(self) -> None:
         pause = self._pause
@@ -285,6 +296,15 @@ class _Nobody:
 
     def history(self) -> Sequence[PastTurn]:
         return ()
+
+
+def _asks_for_something(agent: Agent) -> bool:
+    """Whether a model may refuse the set-up for what this agent asks for, and take others'."""
+    return _asked_for(agent) != _asked_for(Agent())
+
+
+def _asked_for(agent: Agent) -> tuple[object, ...]:
+    return agent.prompt, agent.voice, agent.language, agent.turn_end, agent.tools, agent.outcome
 
 
 def _to_nobody(event: SessionEvent) -> None:

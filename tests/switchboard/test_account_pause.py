@@ -756,15 +756,24 @@ async def test_what_is_refused_of_an_agents_own_model_and_the_fallback_pauses_no
     assert not paused(calls)
 
 
+ONLY_OF_ANOTHER_VOICE = Agent(name="theirs", voice="theirs")
+
+
 @pytest.fixture
-async def both_and_own(nursery):
-    """Calls of an agent with a voice and a model of its own; and the model and its fallback."""
+def theirs():
+    """An agent with a voice and a model of its own."""
+    return OF_ANOTHER_VOICE
+
+
+@pytest.fixture
+async def both_and_own(nursery, theirs):
+    """Calls of that agent; and the model and its fallback."""
     main, fallback = Endpoint("main", unknown_voice="theirs"), Endpoint("fallback", NO_QUOTA)
     main.own = Endpoint("retired", NO_QUOTA)
     calls = make_calls(
         model=LastingModel(main, fallback=fallback),
         limits={"quota_pause_s": 60.0},
-        find_agent={"theirs": OF_ANOTHER_VOICE}.get,
+        find_agent={"theirs": theirs}.get,
     )
     await nursery.start(calls.run)
     nursery.start_soon(calls.model_trial.run)
@@ -810,6 +819,65 @@ async def test_a_model_that_is_refused_as_well_pauses_all_calls_though_it_lacks_
     await trio.sleep(60.0 + TRY_MODEL_S)
 
     assert (at_first, paused(calls)) == (True, False)
+
+
+@pytest.mark.parametrize("theirs", [ONLY_OF_ANOTHER_VOICE])
+@pytest.mark.parametrize("failure", [NO_QUOTA, NO_KEY])
+async def test_what_a_fallback_is_refused_pauses_no_calls_of_a_model_that_took_not_what_one_asks(
+    autojump_clock, both_and_own, theirs, failure
+):
+    calls, main, fallback = both_and_own
+    fallback.failure = failure
+    with capture_logs() as lines:
+        call = await ended(calls, theirs)
+        at_once = paused(calls)
+        await trio.sleep(TRY_MODEL_S + 1.0)
+    told = [line for line in lines if line["event"].startswith("an agent's calls fail")]
+
+    assert call.refusal is failure.refusal
+    assert (main.asked, main.opened, main.open) == (3, 1, 0)
+    assert (at_once, paused(calls)) == (False, False)
+    assert [(line["agent"], line["model"]) for line in told] == [("theirs", "main")]
+
+
+@pytest.mark.parametrize("theirs", [ONLY_OF_ANOTHER_VOICE])
+@pytest.mark.parametrize("failure", [NO_QUOTA, NO_KEY])
+async def test_a_model_that_is_refused_as_well_pauses_all_calls_whatever_an_agent_asks_for(
+    autojump_clock, both_and_own, theirs, failure
+):
+    calls, main, _ = both_and_own
+    main.failure = failure
+    await ended(calls, theirs)
+
+    assert paused(calls)
+
+
+@pytest.mark.parametrize("theirs", [ONLY_OF_ANOTHER_VOICE])
+async def test_a_model_that_is_away_and_a_refused_fallback_pause_all_calls_whatever_is_asked_for(
+    autojump_clock, both_and_own, theirs
+):
+    calls, main, _ = both_and_own
+    main.hangs = True
+    call = await ended(calls, theirs)
+    at_once = paused(calls)
+    await trio.sleep(TRY_MODEL_S + 1.0)
+
+    assert call.refusal is Kind.QUOTA
+    assert (at_once, paused(calls)) == (False, True)
+
+
+async def test_what_one_agent_is_refused_is_looked_into_also_while_anothers_own_model_is(
+    autojump_clock, both_and_own
+):
+    calls, main, _ = both_and_own
+    main.hangs = True
+    await ended(calls, OF_ANOTHER_VOICE)
+    main.hangs, main.failure = False, NO_QUOTA
+    await ended(calls, ONLY_OF_ANOTHER_VOICE)
+    meanwhile = paused(calls)
+    await trio.sleep(TRY_MODEL_S + 1.0)
+
+    assert (meanwhile, paused(calls)) == (False, True)
 
 
 async def test_a_model_without_a_fallback_has_all_the_time_of_a_try(autojump_clock, nursery):
