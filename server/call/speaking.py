@@ -87,7 +87,10 @@ class Speaking:
                 starved_s = c.playout.starved_s(turn)
                 turns.agent_completed(turn, reason, now, starved_s=starved_s, more=more)
                 self._finish_turn(turn)
-                (notes.keep_soon if reason == CONNECTION_LOST else notes.turn_complete)()
+                if reason == CONNECTION_LOST:
+                    notes.keep_soon()
+                else:
+                    notes.turn_complete(turn)
             case Working(is_on=is_on):
                 (turns.agent_working if is_on else turns.agent_idle)(now)
                 c.turn_changed.set()
@@ -108,7 +111,7 @@ class Speaking:
                 self._toolbox.request(calls)
             case ToolCallsCancelled(ids=ids):
                 self._toolbox.cancel(ids)
-                notes.tools_answered(ids)
+                notes.tools_answered(ids, c.agent_turn)
                 turns.tools_answered(ids, now)
                 c.turn_changed.set()
             case GoingAway(time_left_s=time_left_s):
@@ -242,6 +245,6 @@ class Speaking:
         c.passing.collect()  # what was said before is no answer to them
         c.session.send_tool_results(results)
         ids, now = [result.id for result in results], trio.current_time()
-        c.notes.tools_answered(ids)
+        c.notes.tools_answered(ids, c.agent_turn)
         c.turns.tools_answered(ids, now, owed_from=c.playout.audible_until(now))
         c.turn_changed.set()

@@ -740,6 +740,30 @@ async def test_a_tool_that_was_done_after_a_reconnect_is_kept_until_the_model_ha
     assert answered == ()
 
 
+async def test_a_tool_that_is_done_before_the_end_of_what_was_said_meanwhile_is_kept_after_it(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        session = first.calls.model.session
+        session.event(BOOK)
+        await trio.sleep(0.3)
+        session.event(reconnected())
+        session.event(AgentAudio(SECOND_PCM, 2, trio.current_time()))
+        session.event(GenerationComplete(2))
+        session.event(ToolCallsCancelled(("id-1",)))
+        session.event(TurnComplete(2, None))
+        session.event(ResumptionHandle("from before it was told of the table"))
+        await trio.sleep(0.3)
+        kept = registry.state.tools
+        await says(first, media, 3, "Your table is booked.")
+        answered = registry.state.tools
+
+    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert answered == ()
+
+
 async def test_a_tool_of_another_process_is_told_of_though_a_reconnect_comes_between(
     autojump_clock, nursery
 ):

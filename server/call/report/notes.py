@@ -57,6 +57,7 @@ class Notes:
         self._tools_left: frozenset[str] = frozenset()  # of another process, or connection
         self._tools_at_work: frozenset[str] = frozenset()  # when there was another connection
         self._is_told_of_left = True
+        self._told_after = -1  # the agent's newest turn when the last of those at work was done
         self.outcome: Outcome | None = None
         self.had_trouble = False
         self.keep_soon: Callable[[], None] = _nobody
@@ -107,9 +108,10 @@ class Notes:
         self._tools_at_work = frozenset(self.tools.keys() - self._tools_left)
         self._is_told_of_left = False
 
-    def turn_complete(self) -> None:
-        """The model has said something to its end, and knows what it was told before that."""
-        self._is_told_of_left = True
+    def turn_complete(self, turn: int) -> None:
+        """The model has said this turn to its end, and knows what it was told before it began."""
+        if turn > self._told_after:
+            self._is_told_of_left = True
         self.keep_soon()
 
     def tools_called(self, calls: Iterable[tuple[str, str]]) -> None:
@@ -120,14 +122,19 @@ class Notes:
             del self.tools[next(iter(self.tools))]
         self.keep_now()
 
-    def tools_answered(self, ids: Iterable[str]) -> None:
-        """These functions were run and answered, or are no longer wanted."""
+    def tools_answered(self, ids: Iterable[str], turn: int) -> None:
+        """These functions were run and answered, or are no longer wanted.
+
+        Args:
+            ids: Theirs.
+            turn: The agent's newest turn, whose end is no answer to them: it had begun before.
+        """
         for identity in ids:
             if (tool := self.tools.get(identity)) is not None:
                 self.tools[identity] = tool[0], True
                 if identity in self._tools_at_work:
                     self._tools_left |= {identity}
-                    self._is_told_of_left = False
+                    self._is_told_of_left, self._told_after = False, turn
         self.keep_now()
 
     def fill_outcome(self, values: Mapping[str, Any]) -> tuple[str, ...]:
