@@ -261,6 +261,26 @@ def test_a_caller_who_was_sent_away_without_our_being_told_is_away():
     assert back[0] == Tell(TransferUpdate(CALL, CallStatus.BUSY, wants_document=True))
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_caller_of_whom_it_is_told_late_that_they_were_sent_away_is_away(asked_before):
+    exchange = away_unheard()
+    left = exchange.take(event("StasisEnd", CALL), 19.0)
+    if asked_before:  # in the moment before the dialplan goes on
+        between = exchange.found(CALL, Channel(CALL, "Up", dialplan=Dialplan(app_name="")), 19.5)
+        assert between == [Gone(CALL)]
+    outside = Channel(CALL, "Up", dialplan=IN_THE_DIALPLAN)
+
+    steps = exchange.found(CALL, outside, 20.0, has_waited=asked_before)
+    leg = exchange.legs[CALL]
+    sent = leg.is_away, leg.was_sent, leg.has_left
+    back = exchange.take(event("StasisStart", CALL, args=["transferred", "BUSY"]), 24.0)
+
+    assert left == [Look(CALL)]
+    assert steps == [Drop(MEDIA)]
+    assert sent == (True, True, False)
+    assert back[0] == Tell(TransferUpdate(CALL, CallStatus.BUSY, wants_document=True))
+
+
 @pytest.mark.parametrize("runs", ["", "Stasis"])
 def test_a_caller_who_may_have_been_sent_away_and_is_here_goes_on(runs):
     exchange = away_unheard()

@@ -374,6 +374,11 @@ class Exchange:
             if leg.answered_at is None and not has_waited:
                 return [Gone(call_sid)]
             return self._destroyed(call_sid, 0, 0, now)  # why is nowhere to be asked
+        runs = channel.dialplan.app_name
+        is_outside = leg.is_followed and runs not in ("", STASIS)
+        if leg.has_left and is_outside:  # by our sending, which we took for failed
+            leg.has_left, leg.is_away, leg.was_sent = False, True, True
+            return without_stream(leg)
         if leg.has_left and not has_waited:  # it may come again at once
             return [Gone(call_sid)]
         if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
@@ -392,8 +397,7 @@ class Exchange:
             if leg.left_app:
                 return [*self._answered(leg, now), Fetch(call_sid)]
             return self._started(channel, [], now) if leg.ticket else self._answered(leg, now)
-        runs = channel.dialplan.app_name
-        if leg.is_followed and leg.is_in_hand and runs not in ("", STASIS):
+        if is_outside and leg.is_in_hand:
             leg.is_away = True  # we have sent them away, and were not told
             return without_stream(leg)
         if leg.lacks_stream and leg.is_in_hand and runs == STASIS:  # they were not sent away
