@@ -336,7 +336,7 @@ class Turns:
         was_cut, self._cut_up_to = turn <= self._cut_up_to, max(self._cut_up_to, turn)
         if self._turn.number == turn and not self._turn.over and self._turn.was_slow(starved_s):
             self._slow_turns += 1
-        was_live = not was_cut and self._turn.number == turn and self._turn.audio_s > 0
+        was_live = not was_cut and self._turn.number == turn and self._turn.is_audible
         if self._turn.number <= turn:
             self._turn.over = True
             # The rest of one that a lost line has cut may be asked for by now, and is yet to begin.

@@ -585,6 +585,23 @@ def test_an_interruption_before_the_rest_of_a_turn_has_begun_does_not_forgive_it
     assert conversation.now == 2.0 + PATIENCE.reply_timeout_s
 
 
+@pytest.mark.parametrize("is_audible", [False, True])
+def test_the_rest_of_a_turn_is_owed_though_it_is_cut_unless_something_of_it_was_to_be_heard(
+    is_audible,
+):
+    conversation = talk()
+    turns = conversation.turns
+    turns.agent_audio(1, 5.0, audible=True, now=0.0)
+    turns.agent_cut(1)
+    turns.ask(Awaited.CONTINUATION, 2.0)
+    turns.agent_audio(2, 0.2, audible=is_audible, now=2.5)
+    turns.agent_cut(2)
+    conversation.now = 3.0
+
+    owed = Recover(Rung.NUDGE, Fault.NO_REPLY, Awaited.CONTINUATION)
+    assert conversation.wait(until=10.0) == (None if is_audible else owed)
+
+
 def test_nobody_is_content_with_what_cannot_be_heard():
     turns = talk().turns
     content = [turns.is_content_with(0)]
