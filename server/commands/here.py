@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import server
+from server.settings.file import is_file
 
 OURS = Path(server.__file__).parent
 
@@ -31,17 +32,12 @@ def in_the_way() -> str | None:
         folder = Path.cwd()
     except OSError:
         return None
+    # Whoever may not look there imports nothing from there, either.
     for found in (folder / "server.py", folder / "server" / "__init__.py"):
-        if _is_file(found) and found.parent.resolve() not in (OURS, OURS.parent):
+        if is_file(found) and found.parent.resolve() not in (OURS, OURS.parent):
             name = found.relative_to(folder)
             return (
                 f"{name} in this folder has this program's name: `python -m server` and hypercorn "
                 "would start it in this program's place. Give it another name, or use `offhook`"
             )
     return None
-
-
-def _is_file(path: Path) -> bool:
-    with suppress(OSError):  # whoever may not look there imports nothing from there, either
-        return path.is_file()
-    return False

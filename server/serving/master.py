@@ -45,18 +45,12 @@ TRIED_END_S = 5.0
 """So long what has read the agents may take to end by itself."""
 
 
-def work(
-    listener: socket.socket,
-    overrides: Mapping[str, Any],
-    count: int,
-    index: int,
-    master: Connection,
-) -> None:
+def work(*told: Any) -> None:
     """What is started, once for each process; see :func:`server.serving.member.work`."""
     with imported_for_good():
         from server.serving import member
 
-    member.work(listener, overrides, count, index, master)
+    member.work(*told)
 
 
 def try_agents(settings: Settings, master: Connection) -> None:

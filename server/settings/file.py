@@ -89,6 +89,13 @@ def is_folder(path: Path) -> bool:
     return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there, as far as it can be seen."""
+    with suppress(OSError):
+        return path.is_file()
+    return False
+
+
 def read_file(path: Path, max_bytes: int, name: str | None = None) -> str:
     """The text of a file of the user's that is not too long.
 
