@@ -69,6 +69,20 @@ async def connected(servers: dict, connect_timeout_s: float = 50.0):
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def served(app):
+    """An app over HTTP, and where it is."""
+    import hypercorn.trio
+
+    config = make_config("127.0.0.1:0", graceful_timeout=0.1, shutdown_timeout=1.0)
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        serve = partial(hypercorn.trio.serve, app, config, shutdown_trigger=stop.wait)
+        (origin,) = await nursery.start(serve)
+        yield origin
+        stop.set()
+
+
 async def run(mcp: McpServers, name: str, **arguments):
     (tool,) = (one for one in mcp.tools if one.name == name)
     with trio.fail_after(60):
@@ -143,9 +157,7 @@ async def test_an_error_of_a_servers_own_is_told_and_is_nothing_to_other_calls(t
     assert mcp._connections[0]._lost is lost
 
 
-async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(nursery, monkeypatch):
-    import hypercorn.trio
-
+async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(monkeypatch):
     from tests.support.mcp_server import server
 
     monkeypatch.setattr("server.agent.mcp_servers.random.uniform", lambda a, b: 0.01)
@@ -159,12 +171,10 @@ async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(nurs
         else:
             await app(scope, receive, send)
 
-    config = make_config("127.0.0.1:0", graceful_timeout=0.1, shutdown_timeout=1.0)
-    stop = trio.Event()
-    (origin,) = await nursery.start(
-        partial(hypercorn.trio.serve, deployed, config, shutdown_trigger=stop.wait)
-    )
-    async with connected({"crm": {"url": f"{origin}/mcp"}}) as mcp:
+    async with (
+        served(deployed) as origin,
+        connected({"crm": {"url": f"{origin}/mcp"}}) as mcp,
+    ):
         lost = mcp._connections[0]._lost
         is_away = True
         with pytest.raises(ToolError, match="its outcome is not known"):
@@ -175,7 +185,6 @@ async def test_a_server_that_is_deployed_anew_is_connected_to_again_at_once(nurs
             while not mcp.tools:  # noqa: ASYNC110 - a server's answers
                 await trio.sleep(0.02)
         told = await run(mcp, "crm__stock", item="lime")
-    stop.set()
 
     assert told["item"] == "lime"
 
@@ -223,20 +232,14 @@ async def test_two_servers_may_have_tools_of_the_same_name():
     assert [one["shop"] for one in told] == ["north", "south"]
 
 
-async def test_a_server_may_be_reached_over_http(nursery, no_certificates_in_the_loop):
-    import hypercorn.trio
-
+async def test_a_server_may_be_reached_over_http(no_certificates_in_the_loop):
     from tests.support.mcp_server import server
 
-    config = make_config("127.0.0.1:0", graceful_timeout=0.1, shutdown_timeout=1.0)
-    stop = trio.Event()
-    app = server.streamable_http_app()
-    (origin,) = await nursery.start(
-        partial(hypercorn.trio.serve, app, config, shutdown_trigger=stop.wait)
-    )
-    async with connected({"crm": {"url": f"{origin}/mcp", "headers": {"X-Key": "1"}}}) as mcp:
+    async with (
+        served(server.streamable_http_app()) as origin,
+        connected({"crm": {"url": f"{origin}/mcp", "headers": {"X-Key": "1"}}}) as mcp,
+    ):
         told = await run(mcp, "crm__stock", item="lime")
-    stop.set()
 
     assert told["item"] == "lime"
 
@@ -427,9 +430,7 @@ async def test_what_a_server_has_refused_is_told_as_it_says_it(monkeypatch, auto
             await connection._call("stock", {})
 
 
-async def test_a_function_whose_process_dies_behind_a_proxy_may_have_been_done(nursery):
-    import hypercorn.trio
-
+async def test_a_function_whose_process_dies_behind_a_proxy_may_have_been_done():
     from tests.support.mcp_server import server
 
     app, is_dying = server.streamable_http_app(), False
@@ -447,12 +448,10 @@ async def test_a_function_whose_process_dies_behind_a_proxy_may_have_been_done(n
 
         await app(scope, received, send)
 
-    config = make_config("127.0.0.1:0", graceful_timeout=0.1, shutdown_timeout=1.0)
-    stop = trio.Event()
-    (origin,) = await nursery.start(
-        partial(hypercorn.trio.serve, behind_a_proxy, config, shutdown_trigger=stop.wait)
-    )
-    async with connected({"crm": {"url": f"{origin}/mcp"}}) as mcp:
+    async with (
+        served(behind_a_proxy) as origin,
+        connected({"crm": {"url": f"{origin}/mcp"}}) as mcp,
+    ):
         lost = mcp._connections[0]._lost
         is_dying = True
         with pytest.raises(ToolError, match="whether it was done is not known"):
@@ -461,7 +460,6 @@ async def test_a_function_whose_process_dies_behind_a_proxy_may_have_been_done(n
         told = await run(mcp, "crm__stock", item="lime")
         assert mcp._connections[0]._lost is lost
         assert not lost.is_set()
-    stop.set()
 
     assert told["item"] == "lime"
 

@@ -460,6 +460,16 @@ async def test_a_caller_who_rings_when_another_server_leaves_is_answered(pbx, nu
     assert call.direction == "inbound"
 
 
+async def is_heard_again(exchange, phone, call) -> None:
+    """Wait until the caller hears the agent over another stream, and then have them hang up."""
+    await noted(call, "line back")
+    heard = len(phone.heard)
+    call.conversation.session.send_text("Hello?")
+    await hears_speech(phone, after=heard)
+    await phone.hang_up()
+    await ended(exchange, call)
+
+
 async def test_a_lost_stream_is_replaced_while_the_call_goes_on(exchange, nursery):
     async with exchange.phone() as phone:
         nursery.start_soon(phone.run)
@@ -468,12 +478,7 @@ async def test_a_lost_stream_is_replaced_while_the_call_goes_on(exchange, nurser
         call = await exchange.only_call()
         (first,) = [one["id"] for one in await pbx_channels(exchange) if "media" in one["id"]]
         await exchange.pbx.delete("channels", first)
-        await noted(call, "line back")
-        heard = len(phone.heard)
-        call.conversation.session.send_text("Hello?")
-        await hears_speech(phone, after=heard)
-        await phone.hang_up()
-        await ended(exchange, call)
+        await is_heard_again(exchange, phone, call)
 
     assert call.end_reason == "caller-hung-up"
 
@@ -488,12 +493,7 @@ async def test_a_caller_whom_the_pbx_sends_to_us_again_is_heard_again(exchange, 
             one["name"] for one in await pbx_channels(exchange) if one["id"] == call.call_sid
         ]
         await exchange.pbx.command(f"channel redirect {name} from-trunk,{US},1")
-        await noted(call, "line back")
-        heard = len(phone.heard)
-        call.conversation.session.send_text("Hello?")
-        await hears_speech(phone, after=heard)
-        await phone.hang_up()
-        await ended(exchange, call)
+        await is_heard_again(exchange, phone, call)
 
     assert call.end_reason == "caller-hung-up"
 

@@ -287,12 +287,13 @@ def reconnected(way: Way = Way.RESUME) -> Reconnected:
     return Reconnected("closed-1006", way, "memory", gap_s=0.2, lost_s=0.0, repeated_s=0.0)
 
 
-async def is_booking(process: Process, nursery: trio.Nursery) -> None:
+async def is_booking(process: Process, nursery: trio.Nursery) -> MemoryMedia:
     """A call whose model has greeted, and asked for a table."""
     _, media = await on_the_line(process, nursery, AGENT)
     await says(process, media, 1, "Good morning.")
     process.calls.model.session.event(BOOK)
     await trio.sleep(0.3)
+    return media
 
 
 # --- The state
@@ -652,10 +653,7 @@ async def test_a_tool_is_forgotten_when_a_model_that_was_told_of_it_can_be_resum
 
 async def has_booked(process: Process, nursery: trio.Nursery) -> MemoryMedia:
     """A call whose model has asked for a table, and has the answer."""
-    _, media = await on_the_line(process, nursery, AGENT)
-    await says(process, media, 1, "Good morning.")
-    process.calls.model.session.event(BOOK)
-    await trio.sleep(0.3)
+    media = await is_booking(process, nursery)
     process.calls.model.session.event(ToolCallsCancelled(("id-1",)))
     return media
 
@@ -700,11 +698,8 @@ async def test_a_tool_that_still_runs_at_a_reconnect_is_forgotten_only_when_it_i
     autojump_clock, nursery
 ):
     async with two(nursery) as (registry, first, _):
-        _, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
+        media = await is_booking(first, nursery)
         session = first.calls.model.session
-        session.event(BOOK)
-        await trio.sleep(0.3)
         session.event(reconnected())
         await says(first, media, 2, "One moment, please.")
         at_work = registry.state.tools
@@ -721,11 +716,8 @@ async def test_a_tool_that_was_done_after_a_reconnect_is_kept_until_the_model_ha
     autojump_clock, nursery, reconnects
 ):
     async with two(nursery) as (registry, first, _):
-        _, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
+        media = await is_booking(first, nursery)
         session = first.calls.model.session
-        session.event(BOOK)
-        await trio.sleep(0.3)
         for _ in range(reconnects):
             session.event(reconnected())
         await says(first, media, 2, "One moment, please.")
@@ -744,11 +736,8 @@ async def test_a_tool_that_is_done_before_the_end_of_what_was_said_meanwhile_is_
     autojump_clock, nursery
 ):
     async with two(nursery) as (registry, first, _):
-        _, media = await on_the_line(first, nursery, AGENT)
-        await says(first, media, 1, "Good morning.")
+        media = await is_booking(first, nursery)
         session = first.calls.model.session
-        session.event(BOOK)
-        await trio.sleep(0.3)
         session.event(reconnected())
         session.event(AgentAudio(SECOND_PCM, 2, trio.current_time()))
         session.event(GenerationComplete(2))
