@@ -1,8 +1,9 @@
-"""Garbage is collected between calls, not in the middle of them."""
+"""Garbage is collected between calls, not in the middle of them; memory is given back meanwhile."""
 
 from __future__ import annotations
 
 import gc
+import platform
 import weakref
 from functools import partial
 
@@ -88,6 +89,36 @@ async def test_memory_that_grows_beyond_what_calls_need_is_looked_through_and_th
     assert found() is None
     assert [line["event"] for line in lines] == ["memory has grown: garbage collected among calls"]
     nursery.cancel_scope.cancel()
+
+
+async def test_memory_is_given_back_again_and_again_whether_or_not_there_are_calls(
+    pythons_own_way, autojump_clock, nursery
+):
+    calls, given = 0, list[float]()
+    nursery.start_soon(
+        garbage.collect, lambda: calls, lambda: 1_000, lambda: given.append(trio.current_time())
+    )
+    await trio.sleep(6 * garbage.GIVE_BACK_EVERY_S)
+    calls, idle = 5, len(given)
+    await trio.sleep(6 * garbage.GIVE_BACK_EVERY_S)
+
+    assert idle >= 4
+    assert len(given) - idle >= 4
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator, which cannot")
+def test_what_has_become_free_between_what_stays_is_given_back(tmp_path):
+    script = (
+        "from server.garbage import give_back\n"
+        "def resident_kib(): return next(\n"
+        "    int(line.split()[1]) for line in open('/proc/self/status') if 'VmRSS' in line)\n"
+        "pieces = [b'x' * 10_000 for _ in range(10_000)]\n"
+        "stay = pieces[::50]; del pieces\n"
+        "kept_kib = resident_kib(); give_back(); print(kept_kib - resident_kib())"
+    )
+
+    assert int(printed_by(script, tmp_path)) > 40_000
 
 
 async def test_two_servers_of_one_process_do_not_take_it_from_each_other(pythons_own_way):
