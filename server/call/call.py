@@ -398,8 +398,7 @@ class Call:
                 )
                 with self._keeping.going_on():
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._end_when_told, nursery.cancel_scope)
-                        nursery.start_soon(c.errands.run)
+                        nursery.start_soon(self._end_when_told, nursery)
                         if c.options.max_cost_usd is not None:
                             budget = self.report, c.options.max_cost_usd
                             nursery.start_soon(self.farewell.keep_to_budget, *budget)
@@ -443,19 +442,19 @@ class Call:
             self.end(EndReason.ERROR, step)
             self.report.tell_bug(step)
 
-    async def _end_when_told(self, scope: trio.CancelScope) -> None:
+    async def _end_when_told(self, nursery: trio.Nursery) -> None:
         """End of the call: somebody said so, nobody answered, or its time is up."""
         c = self.conversation
         if c.answered_at is None:
             self._time_limit.deadline = trio.current_time() + c.options.answer_timeout_s
         with self._time_limit:
-            await c.over.wait()
+            await c.errands.run(nursery)
         ends_at = self._time_limit.deadline
-        if not c.over.is_set() and ends_at > trio.current_time():
+        if c.end_reason is None and ends_at > trio.current_time():
             # It was answered in the very pass in which that came to be too late.
             with trio.move_on_at(ends_at):
-                await c.over.wait()
-        if not c.over.is_set():
+                await c.errands.run(nursery)
+        if c.end_reason is None:
             if c.answered_at is not None:
                 self.end(EndReason.MAX_DURATION)
             elif self.progress.status is CallStatus.IN_PROGRESS:
@@ -466,7 +465,7 @@ class Call:
             # The status callback may overtake the last audio and the stop message.
             with trio.move_on_after(c.options.close_timeout_s):
                 await c.line.over.wait()
-        scope.cancel(f"the call ended: {c.end_reason}")
+        nursery.cancel_scope.cancel(f"the call ended: {c.end_reason}")
 
     def _failed(self, failures: ExceptionGroup[ServerError]) -> None:
         """Name the end of a call after the first thing that went wrong on somebody's side."""

@@ -162,7 +162,6 @@ class Conversation:
         changed: Something was said, heard or decided.
         turn_changed: It may be another's turn now.
         unsent: There may be something to send to the caller.
-        over: Set when the call is to end.
     """
 
     def __init__(
@@ -190,7 +189,6 @@ class Conversation:
         self.turn_changed = Signal()
         self.unsent = Signal()
         self._ending: tuple[EndReason, str] | None = None
-        self.over = trio.Event()
         self.errands = Errands()
 
         agent = party.agent
@@ -298,12 +296,12 @@ class Conversation:
         """Ask the call to end; the first reason counts, later ones are ignored."""
         if self._ending is None:
             self._ending = reason, detail
-            self.over.set()
+            self.errands.end()
 
     def disown(self) -> None:
         """End here, in silence, whatever else it was to end of: another process has the call."""
         self._ending = EndReason.MOVED, ""
-        self.over.set()
+        self.errands.end()
 
     def let_go(self) -> Recorder | None:
         """The call is over, and so is what was made for it: let go of whatever knows the call.
