@@ -117,9 +117,9 @@ class Line:
     """When it will have, if it does."""
     news: Signal = field(default_factory=Signal)
     """Something that task has to see to."""
-    over: trio.Event = field(default_factory=trio.Event)
+    over: Once = field(default_factory=Once)
     """The stream's last event has been read."""
-    released: trio.Event = field(default_factory=trio.Event)
+    released: Once = field(default_factory=Once)
     """The call has no more use for it."""
 
     @property

@@ -7,7 +7,6 @@ while it is silent, nothing is lost by one, and a "yes" that is not noticed may 
 from __future__ import annotations
 
 import math
-from collections import deque
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from codec.hops import HOP_S
@@ -96,7 +95,7 @@ class Verdicts:
         self._sure_hops = 0
         self._energy = 0.0  # of these, added up
         self.caller_dbfs: float | None = None
-        self._energies = deque([0.0], maxlen=BEHIND_HOPS)
+        self._energies = [0.0]  # of the newest
         self._said_dbfs = float("-inf")  # by whoever was surely heard last
         self._said_at = float("-inf")
         self._low_at = float("-inf")  # when a voice far under that was heard last
@@ -140,6 +139,7 @@ class Verdicts:
         if agent_heard and self._is_far(level_dbfs):
             probability = 0.0  # where the agent is silent, a caller who speaks low may be meant
         self._energies.append(math.pow(10.0, level_dbfs / 10.0))
+        del self._energies[:-BEHIND_HOPS]
         if not agent_heard and self._is_behind(at, agent_until):
             speaks = self._is_lower(probability, at)
         elif self.speaking:

@@ -47,7 +47,7 @@ from server.model.lasting.unanswered import (
     Passed,
     UnansweredInput,
 )
-from server.signal import Once
+from server.signal import Once, Signal
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -89,7 +89,7 @@ class LastingSession:
         self.text_interrupts = False  # of the connection that was used last
         self._relay: SoundPath | None = None
         self._joined: Connection | None = None  # whose socket the relay's path uses
-        self._changed = trio.Event()
+        self._changed = Signal()  # something that others wait for
         self._opening = trio.CancelScope()  # of the attempt that is made
 
         self._input = UnansweredInput()
@@ -113,7 +113,7 @@ class LastingSession:
         plan.start(trio.current_time())
         while plan.state is not State.ENDED:
             with trio.move_on_at(plan.open_at) as waiting:
-                await self._changed.wait()
+                await self._changed.next().wait()
             if not waiting.cancelled_caught:
                 continue  # it may have come to be another time
             attempt = plan.begin()
@@ -186,7 +186,7 @@ class LastingSession:
         self._agent_side.was_cut_off = False
         self._is_resumable = attempt.way is Way.RESUME
         self._noises = 0
-        self._wake()
+        self._changed.set()
         try:
             if note:
                 self.send_note(note)  # before all that is said again
@@ -212,7 +212,7 @@ class LastingSession:
         """Wait until the plan says that the connection is to be left."""
         plan = self._plan
         while True:
-            changed = self._changed
+            changed = self._changed.next()
             now = trio.current_time()
             plan.tick(now, self._is_quiet)
             if not plan.is_open:
@@ -220,11 +220,6 @@ class LastingSession:
                 return
             with trio.move_on_at(plan.wakes_at(now)):
                 await changed.wait()
-
-    def _wake(self) -> None:
-        """Something has changed that others wait for."""
-        self._changed.set()
-        self._changed = trio.Event()
 
     @property
     def standing(self) -> Standing:
@@ -237,8 +232,7 @@ class LastingSession:
 
     async def wait_ready(self) -> None:
         """Wait until the service has taken the first connection and its set-up."""
-        while not self.is_ready:
-            await self._changed.wait()
+        await self._changed.until(lambda: self.is_ready)
 
     @property
     def is_ready(self) -> bool:
@@ -263,7 +257,7 @@ class LastingSession:
             logger.warning("model connection lost", error=error.loggable)
             if way is not Way.FALLBACK:
                 _tell_refusal(error, self._plan, self._refusals_told)
-            self._wake()
+            self._changed.set()
 
     def leave(self) -> None:
         """The call is over: push nothing more, and let go of it."""
@@ -374,7 +368,7 @@ class LastingSession:
                     self._plan.since_handle.handle_came(side.turn)
             case GoingAway(time_left_s=time_left_s):
                 self._plan.going_away(time_left_s, trio.current_time())
-                self._wake()
+                self._changed.set()
             case CallerTranscript():
                 self._words_reported = True
             case _:
@@ -516,9 +510,8 @@ class LastingSession:
         if self._plan.unwanted:
             self._opening.cancel("the other model is wanted instead")
         self._let_pass()
-        self._wake()
-        while self._plan.opens <= opens:
-            await self._changed.wait()
+        self._changed.set()
+        await self._changed.until(lambda: self._plan.opens > opens)
         return True
 
 

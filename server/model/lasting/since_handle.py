@@ -30,8 +30,8 @@ class SinceHandle:
         self._turn = 0  # the agent's, when the handle came
         self._is_any = False
         self._is_told = False  # to the connection in use, which has answered nothing yet
-        self._done: deque[tuple[str, str]] = deque(maxlen=MAX_DONE)
-        self._interrupted: deque[str] = deque(maxlen=MAX_DONE)
+        self._done: list[tuple[str, str]] = []
+        self._interrupted: list[str] = []
         self._left: tuple[tuple[str, ...], tuple[str, ...]] = (), ()  # what no answer has covered
 
     @property
@@ -56,6 +56,7 @@ class SinceHandle:
         self._interrupted.extend(interrupted)
         self._done.extend((name, "") for name in left)
         self._done.extend(done)
+        del self._interrupted[:-MAX_DONE], self._done[:-MAX_DONE]
 
     def handle_came(self, turn: int) -> None:
         """There is another handle, with the agent's turn of this number.
