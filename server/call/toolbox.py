@@ -107,7 +107,7 @@ class Toolbox:
     ) -> None:
         self._may_run = may_run
         self._on_run = on_run
-        self._interrupted = frozenset(interrupted)
+        self._interrupted = tuple(interrupted)
         self._tools = {one.name: one for one in tools}
         self._call = call
         self._metrics = metrics

@@ -18,7 +18,7 @@ class KeyTones:
     def __init__(self) -> None:
         self._waiting: list[tuple[str, bytes]] = []
         self._sounding: str | None = None
-        self._lost: set[str] = set()
+        self._lost: list[str] = []
         self._pushed = 0
 
     def __bool__(self) -> bool:
@@ -45,7 +45,7 @@ class KeyTones:
     def withdraw(self, name: str) -> None:
         """Do not play what has not been sent of these keys: nobody asks about them any more."""
         self._waiting = [item for item in self._waiting if item[0] != name]
-        self._lost.discard(name)
+        self._lost = [lost for lost in self._lost if lost != name]
 
     def is_pending(self, name: str) -> bool:
         """True if these keys have still to be heard."""
@@ -57,9 +57,9 @@ class KeyTones:
 
     def forget(self) -> None:
         """The stream is over: what has not been heard is lost."""
-        self._lost.update(name for name, _ in self._waiting)
+        self._lost.extend({name for name, _ in self._waiting} - {self._sounding})
         if self._sounding is not None:
-            self._lost.add(self._sounding)
+            self._lost.append(self._sounding)
         self._sounding = None
         self._waiting.clear()
 

@@ -40,7 +40,7 @@ class Report:
         """The same moment, in the time of all who may have the call."""
         self.generation = FIRST_GENERATION
         """For the how-manieth time the call is some process's."""
-        self._failed: set[str] = set()
+        self._failed: list[str] = []
         self._missed_before_s = 0.0
         self._missed_until_s: float | None = None
         self.traceparent = ""
@@ -185,7 +185,7 @@ class Report:
     def tell_bug(self, step: str) -> None:
         """Log the exception at hand, once for each step: a record is looked at again and again."""
         if step not in self._failed:
-            self._failed.add(step)
+            self._failed.append(step)
             logger.exception(
                 "end of a call failed by a bug of ours",
                 step=step,

@@ -86,7 +86,7 @@ class Keeping:
         self._fixed_of: tuple[object, ...] = ()
         self._has_greeted = state is not None and state.greeted
         self._recorded_before = () if state is None else state.recorded_at_s
-        self._told: set[str] = set()
+        self._told: list[str] = []
         self._turns = _Turns()
 
     @contextmanager
@@ -133,9 +133,10 @@ class Keeping:
             logger.error(words, call_sid=call_sid, exc_info=error)
 
     def _is_news(self, what: str) -> bool:
-        is_news = what not in self._told
-        self._told.add(what)
-        return is_news
+        if what in self._told:
+            return False
+        self._told.append(what)
+        return True
 
     def written(self) -> bytes:
         """The call as it stands, written down.

@@ -143,7 +143,7 @@ class TwilioProtocol(MediaStreamsProtocol):
     def __init__(self) -> None:
         super().__init__()
         self.state = StreamState.CONNECTING
-        self._unknown_kinds: set[str] = set()
+        self._unknown_kinds: list[str] = []
         self._messages_before_start = self._chars_before_start = 0
         self._media_head = self._media_tail = ""
         self._mark_head = ""
@@ -288,7 +288,7 @@ class TwilioProtocol(MediaStreamsProtocol):
         self.counts.unknown += 1
         known = self._unknown_kinds
         if self.stream_sid and kind not in known and len(known) < _MAX_UNKNOWN_KINDS_LOGGED:
-            known.add(kind)
+            known.append(kind)
             logger.info("carrier message of an unknown kind ignored", kind=kind[:40])
 
 

@@ -192,7 +192,7 @@ class GeminiProtocol:
         # In a call, which has many connections and perhaps processes, an id stands for one thing.
         self._made, self._ids_made = f"offhook-{token_hex(8)}-", 0
         self._rate_change: RateChange | None = None
-        self._logged: set[str] = set()
+        self._logged: list[str] = []
 
     @property
     def is_between_turns(self) -> bool:
@@ -523,7 +523,7 @@ class GeminiProtocol:
         """Log something for the first time; every fact is a number or a word of ours."""
         said = f"{event} {facts}"
         if said not in self._logged and len(self._logged) < MAX_NAMES_LOGGED:
-            self._logged.add(said)
+            self._logged.append(said)
             logger.warning(event, **facts)
 
 
