@@ -87,7 +87,7 @@ class Speaking:
                 starved_s = c.playout.starved_s(turn)
                 turns.agent_completed(turn, reason, now, starved_s=starved_s, more=more)
                 self._finish_turn(turn)
-                if reason == CONNECTION_LOST:
+                if reason == CONNECTION_LOST or turn > c.agent_turn:  # nothing of it was said
                     notes.keep_soon()
                 else:
                     notes.turn_complete(turn)

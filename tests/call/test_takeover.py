@@ -52,6 +52,7 @@ from server.model import (
     AgentTranscript,
     CallerTranscript,
     GenerationComplete,
+    Interrupted,
     Reconnected,
     ResumptionHandle,
     Standing,
@@ -750,6 +751,53 @@ async def test_a_tool_that_is_done_before_the_end_of_what_was_said_meanwhile_is_
         answered = registry.state.tools
 
     assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert answered == ()
+
+
+def breaks_off_in_silence(session: Any, turn: int) -> None:
+    """The model is interrupted before anything of this turn has come, and there is a handle."""
+    session.event(Interrupted(turn, trio.current_time()))
+    session.event(TurnComplete(turn, None))
+    session.event(ResumptionHandle("from when it had said nothing"))
+
+
+async def test_a_tool_that_is_done_before_a_turn_that_is_interrupted_in_silence_is_kept_after_it(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        media = await is_booking(first, nursery)
+        session = first.calls.model.session
+        session.event(reconnected())
+        session.event(ToolCallsCancelled(("id-1",)))
+        breaks_off_in_silence(session, 2)
+        await trio.sleep(0.3)
+        kept = registry.state.tools
+        await says(first, media, 3, "Your table is booked.")
+        answered = registry.state.tools
+
+    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert answered == ()
+
+
+@pytest.mark.parametrize("reason", [None, "NEED_MORE_INPUT"])
+async def test_a_tool_of_another_process_is_kept_after_a_turn_in_which_nothing_was_said_of_it(
+    autojump_clock, nursery, reason
+):
+    async with two(nursery) as (registry, first, second):
+        await is_booking(first, nursery)
+        await first.die()
+        second.take_up(AGENT)
+        again = await second.connect(nursery)
+        session = second.calls.model.session
+        breaks_off_in_silence(session, 2)
+        session.event(TurnComplete(3, reason))
+        session.event(ResumptionHandle("from when it still had said nothing"))
+        await trio.sleep(0.3)
+        kept = registry.state.tools
+        await says(second, again, 4, "Where were we?")
+        answered = registry.state.tools
+
+    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", False)]
     assert answered == ()
 
 

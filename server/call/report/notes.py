@@ -110,7 +110,9 @@ class Notes:
         self._is_told_of_left = False
 
     def turn_complete(self, turn: int) -> None:
-        """The model has said this turn to its end, and knows what it was told before it began."""
+        """The model has said something, and this turn of it is over: it knows what it was told
+        before that began.
+        """
         if turn > self._told_after:
             self._is_told_of_left = True
         self.keep_soon()
