@@ -53,7 +53,7 @@ class Turns:
     """The functions that the model waits for: by the id of each the turn in which it was called."""
     rest_due: float = NEVER
     """When the caller has heard what came of a turn that the model broke off for nobody, and may
-    wait for the rest."""
+    wait for the rest; or waits for too long for that of a goodbye that a lost line has cut."""
     audible_turn: int = -1
     """The agent's newest turn that can be heard; -1 before there is one."""
     recovering: bool = False

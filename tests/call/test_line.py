@@ -1217,6 +1217,35 @@ async def test_a_goodbye_is_asked_for_once_where_that_interrupts_the_model(
     assert line.call.end_reason in (EndReason.DRAINED, EndReason.AGENT_HUNG_UP)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("whose", ["ours", "the agent's"])
+@pytest.mark.parametrize("again", [0, 2], ids=["", "and by a click"])
+async def test_a_model_that_falls_silent_in_a_goodbye_that_a_lost_line_has_cut_is_nudged_once(
+    autojump_clock, nursery, whose, mode, again
+):
+    line = Line(nursery, patience=QUIET, barge_in=mode)
+    await line.answer()
+    if whose == "ours":
+        line.call.farewell.begin(EndReason.DRAINED)
+    else:
+        line.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+    await is_interrupted_by_the_line(line)
+    if again:
+        line.session.event(Interrupted(again, trio.current_time()))
+        line.session.event(TurnComplete(again, None))
+    await trio.sleep(5.9)
+    before = line.texts.count(ASK_ON)
+    await trio.sleep(0.2)
+    asked, half = line.texts.count(ASK_ON), line.call.end_reason
+    await line.call.finished.wait()
+
+    assert (before, asked) == (0, 1)
+    assert half is None
+    assert line.texts.count(ASK_ON) == 1
+    assert line.call.end_reason in (EndReason.DRAINED, EndReason.AGENT_HUNG_UP)
+
+
 async def test_a_phone_that_rings_has_no_line_to_lose(autojump_clock, nursery):
     line = Line(nursery)
     nursery.start_soon(line.call.run)
