@@ -64,6 +64,10 @@ async def voicemail_reached(call: LiveCall) -> str:
             raise ToolError("Nothing can be left here. If nobody is there, hang up.")
 
 
+TRANSFER_NAME = "transfer"
+"""What the model calls the function that :func:`transfer_tool` makes."""
+
+
 def transfer_tool(targets: Mapping[str, str]) -> Tool:
     """Make the tool that hands the caller over to one of these.
 

@@ -217,7 +217,7 @@ class Call:
             first_words = first_words_of(c, state)
         self._recorded_before = () if state is None else state.recorded_at_s
         self._watch = Watch(c, self.hearing.telling, self.farewell, self._machine, first_words)
-        standing = None if state is None else standing_of(state)
+        standing = None if state is None else standing_of(c, state)
         c.session = model.new_session(briefed(agent), c, speaking.take_event, standing)
         c.session.join(c.passing.relay)
 

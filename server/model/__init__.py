@@ -239,10 +239,12 @@ class Standing(msgspec.Struct, frozen=True):
     key_name: str = ""
     """Which of the keys the handle belongs to: the setting's name, not the key."""
     done: tuple[str, ...] = ()
-    """Names of functions that another process has run since the handle came. The call tells the
-    model of them; the session sees to it that this is not forgotten with a connection."""
+    """Names of functions that another process has run since the handle came."""
     interrupted: tuple[str, ...] = ()
-    """Names of functions that were running when the other process was gone, told likewise."""
+    """Names of functions that were running when the other process was gone."""
+    in_first_words: bool = True
+    """Whether the call tells the model of these functions with its first words, and the session
+    sees to it only that this is not forgotten with a connection; else the session tells it."""
 
 
 class Conversation(Protocol):

@@ -16,7 +16,7 @@ import trio
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.agent.agent import Agent
-from server.agent.builtin import hang_up, transfer_tool
+from server.agent.builtin import TRANSFER_NAME, hang_up, transfer_tool
 from server.agent.loading import check_names, load_tools
 from server.agent.results import Result
 from server.agent.tool import LiveCall, ToolError, tool
@@ -221,6 +221,7 @@ def test_only_the_destinations_of_the_settings_can_be_asked_for():
         "description": "With whom.",
     }
     assert "+1500" not in str(transfer.parameters) + transfer.description
+    assert transfer.name == TRANSFER_NAME
 
 
 def test_the_tools_of_a_module_are_found(tmp_path, monkeypatch):

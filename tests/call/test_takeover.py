@@ -19,6 +19,7 @@ from websockets.frames import Close
 from codec.ear import SpeechEnded, SpeechStarted
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.agent.builtin import TRANSFER_NAME
 from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
 from server.call.call import Call
@@ -26,7 +27,7 @@ from server.call.conversation import Stage
 from server.call.options import CallOptions
 from server.call.takeover import keeping
 from server.call.takeover.fence import HELD_UP_S, KEPT_WITHIN_S
-from server.call.takeover.state import CallState, StateUnreadable
+from server.call.takeover.state import AwayState, CallState, MachineState, StateUnreadable
 from server.carrier import (
     AnsweredBy,
     CallStatus,
@@ -80,6 +81,7 @@ from server.simulators.phone import (
     memory_transports,
 )
 from server.switchboard.calls import Calls
+from tests.model.test_lasting_services import WholeService
 from tests.support.fakes import MemoryCarrier, MemoryMedia, MemoryModel
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
@@ -1094,6 +1096,88 @@ async def test_a_caller_whose_transfer_never_reached_the_carrier_goes_on_talking
     assert second.carrier.transferred == []
     assert len(texts) == 1
     assert "transfer to sales has failed" in texts[0]
+
+
+def leaves_functions(call: Call) -> None:
+    """The model has had two functions run since its handle, and is being transferred by a third."""
+    notes = call.conversation.notes
+    notes.tools_called((("id-1", "book"), ("id-2", "pay"), ("id-3", TRANSFER_NAME)))
+    notes.tools_answered(("id-1",), 1)
+
+
+@pytest.mark.parametrize("takes_notes", [True, False])
+async def test_a_model_is_told_of_another_processes_functions_before_a_transfer_that_has_failed(
+    autojump_clock, nursery, takes_notes
+):
+    service = WholeService(is_wire=True, takes_notes=takes_notes)
+    async with two(nursery) as (registry, first, _):
+        second = Process(registry, LastingModel(service))
+        await nursery.start(second.run)
+        call, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        first.calls.model.session.standing = Standing(1, "handle-1", service.name)
+        leaves_functions(call)
+        nursery.start_soon(_give_up, call)
+        await trio.sleep(0.3)
+        first.calls.update_transfer(TransferUpdate(SID, CallStatus.BUSY, wants_document=True))
+        await first.die()
+        taken = second.take_up(AGENT)
+        await trio.sleep(1.0)
+        while_away = list(service.heard)
+        await second.connect(nursery)
+        heard = "\n".join(message.decode() for message in service.heard)
+        taken.end(EndReason.HUNG_UP)
+        await taken.finished.wait()
+        second._scope.cancel()
+
+    functions, _, failed = heard.partition("The transfer to sales has failed")
+    assert failed
+    assert "You have called book a moment ago, and it was run" in functions
+    assert "The call to pay was interrupted; its outcome is not known" in functions
+    assert TRANSFER_NAME not in functions.replace("The transfer to", "")
+    assert bool(while_away) == takes_notes
+    assert service.opened_with[0][0] == "handle-1"
+
+
+async def test_the_first_words_or_the_session_tell_of_another_processes_functions_and_never_none(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        call, media = await on_the_line(first, nursery, AGENT)
+        leaves_functions(call)
+        silent = registry.state
+        await says(first, media, 1, "Good morning.")
+        leaves_functions(call)
+        talking = registry.state
+        states = {
+            "not greeted": silent,
+            "talking": talking,
+            "leaving": replaced(talking, is_leaving=True),
+            "away": replaced(talking, away=AwayState("sales", NUMBER, has_failed=True)),
+            "to a machine": replaced(talking, machine=MachineState(None, "message")),
+        }
+        await first.die()
+        told = {}
+        for name, state in states.items():
+            process = Process(registry, options=LEAVES_MESSAGES)
+            await nursery.start(process.run)
+            registry.to_write = None
+            registry.written.append(state.encode())
+            taken = process.take_up(AGENT)
+            await process.connect(nursery)
+            session = process.calls.model.session
+            words = "".join(text for _, text in session.texts[:1])
+            told[name] = session.standing.in_first_words, "You have called book" in words
+            assert session.standing.done == ("book",)
+            assert session.standing.interrupted == (
+                ("pay",) if name == "away" else ("pay", TRANSFER_NAME)
+            )
+            taken.end(EndReason.HUNG_UP)
+            await taken.finished.wait()
+            process._scope.cancel()
+
+    assert told.pop("talking") == (True, True)
+    assert set(told.values()) == {(False, False)}
 
 
 LEAVES_MESSAGES = CallOptions(

@@ -130,12 +130,19 @@ class WholeService:
     name = "whole"
     key_name = ""
 
-    def __init__(self, *, is_wire: bool) -> None:
+    def __init__(self, *, is_wire: bool, takes_notes: bool = True) -> None:
         self.is_wire = is_wire
+        self.takes_notes = takes_notes
         self.heard: list[bytes] = []
+        self.opened_with: list[tuple[str | None, tuple[str, ...]]] = []
+        """The handle that each connection was opened with, and what has been said by then."""
 
     @asynccontextmanager
-    async def open_connection(self, *_: Any, **options: Any) -> AsyncIterator[StandIn]:
+    async def open_connection(
+        self, agent: Agent, story: Any, **options: Any
+    ) -> AsyncIterator[StandIn]:
+        said = tuple(turn.text for turn in story.history())
+        self.opened_with.append((options["handle"], said))
         if self.is_wire:
             yield WireConnection(self)
         else:
@@ -147,6 +154,9 @@ class WireConnection(StandIn):
 
     def __init__(self, service: WholeService) -> None:
         self._service = service
+
+    def note_message(self, text: str) -> bytes | None:
+        return super().note_message(text) if self._service.takes_notes else None
 
     def listen(self, on_event: Callable[[SessionEvent | ModelError], None]) -> None:
         pass

@@ -22,6 +22,7 @@ from server.model import (
     ToolResult,
     TurnComplete,
     Way,
+    spoken,
 )
 from server.model.lasting.heard import MAX_SHORT, ToolCallsMade
 from server.model.lasting.model import LastingModel
@@ -310,7 +311,7 @@ async def test_functions_of_another_process_are_told_to_a_connection_that_does_n
 
 def test_functions_of_another_process_are_told_with_the_story_once_words_about_them_are_answered():
     since = SinceHandle()
-    since.go_on(done=("book",), interrupted=("pay",))
+    since.go_on(done=("book",), interrupted=("pay",), in_first_words=True)
     conversation = Conversation(turns=SAID)
     before = since.story(conversation)
     since.answered([])
@@ -321,6 +322,75 @@ def test_functions_of_another_process_are_told_with_the_story_once_words_about_t
     assert before is conversation
     assert besides.text == phrases.forgotten("", done=[("book", "")], interrupted=["pay"])
     assert since.story(conversation) is conversation
+
+
+@pytest.mark.parametrize("takes_notes", [True, False])
+async def test_functions_that_the_call_tells_nobody_of_are_told_before_all_that_it_says(
+    autojump_clock, takes_notes: bool
+):
+    service = WholeService(is_wire=True, takes_notes=takes_notes)
+    service.key_name = "KEY"
+    left = Standing(
+        *(4, "h4", "whole"),
+        key_name="KEY",
+        done=("book",),
+        interrupted=("pay",),
+        in_first_words=False,
+    )
+    conversation = Conversation(turns=SAID)
+    session = LastingModel(service).new_session(Agent(), conversation, lambda event: None, left)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.run)
+        await session.wait_ready()
+        session.send_text("the transfer has failed")
+        session.send_text("and so on")
+        at_first = list(service.heard)
+        session._take(session._connection, ResumptionHandle("h5"))
+        session._take(session._connection, DROPPED)
+        await trio.sleep(1.0)
+        again = service.heard[len(at_first) :]
+        session._take(session._connection, AgentAudio(bytes(960), 5, trio.current_time()))
+        session._take(session._connection, GenerationComplete(5))
+        session._take(session._connection, TurnComplete(5, None))
+        session._take(session._connection, ResumptionHandle("h6"))
+        session._take(session._connection, DROPPED)
+        await trio.sleep(1.0)
+        nursery.cancel_scope.cancel()
+
+    told = phrases.forgotten(spoken(SAID), done=[("book", "")], interrupted=["pay"])
+    texts = ["the transfer has failed", "and so on"]
+    handles, stories = zip(*service.opened_with, strict=True)
+    functions = phrases.forgotten("", done=[("book", "")], interrupted=["pay"])
+    if takes_notes:
+        assert at_first == again == [text.encode() for text in (told, *texts)]
+        assert handles == ("h4", "h5", "h6")
+    else:
+        assert at_first == [f"{told}\n{texts[0]}".encode(), texts[1].encode()]
+        assert again == [text.encode() for text in texts]
+        assert handles == ("h4", None, "h6")
+    assert functions in stories[1]
+    assert functions not in stories[2]
+    assert len(service.heard) == len(at_first) + len(again)
+
+
+def test_what_could_not_be_told_by_a_note_is_not_forgotten_before_a_text_has_told_it():
+    since = SinceHandle()
+    since.go_on(done=("book",), interrupted=(), in_first_words=False)
+    note = opened(since, takes_notes=False)
+    since.answered([])
+    since.handle_came(3)
+
+    told, *others = (since.before(text) for text in ("Go on.", "Go on."))
+    since.handle_came(4)
+    is_known = not since.is_beyond_telling
+    since.answered([])
+    since.handle_came(5)
+
+    assert note == ""
+    assert "You have called book a moment ago" in told
+    assert others == ["Go on."]
+    assert not is_known
+    assert not since.is_beyond_telling
 
 
 async def test_a_note_does_not_take_the_place_of_another_that_waits(autojump_clock):

@@ -10,6 +10,7 @@ import trio
 
 from server.agent import phrases
 from server.agent.agent import Agent
+from server.agent.builtin import TRANSFER_NAME
 from server.agent.outcome import (
     TOOL_NAME,
     OutcomeSchema,
@@ -79,10 +80,11 @@ def _schema_of(left: AgentState) -> OutcomeSchema | None:
         return None
 
 
-def standing_of(state: CallState) -> Standing | None:
+def standing_of(c: Conversation, state: CallState) -> Standing | None:
     """How far the model's session had come; None for one that nobody has talked with.
 
-    Before a call is answered its session is worth nothing: another greets as well.
+    Before a call is answered its session is worth nothing: another greets as well. A transfer that
+    is under way is gone on with, and the model is told what becomes of it.
     """
     if state.answered_at is None:
         return None
@@ -93,7 +95,12 @@ def standing_of(state: CallState) -> Standing | None:
         state.on_fallback,
         state.key_name,
         done=_tools(state, are_done=True),
-        interrupted=_tools(state, are_done=False),
+        interrupted=tuple(
+            name
+            for name in _tools(state, are_done=False)
+            if state.away is None or name != TRANSFER_NAME
+        ),
+        in_first_words=_is_taken_up_talking(c, state),
     )
 
 
@@ -205,7 +212,7 @@ def first_words_of(c: Conversation, state: CallState) -> str | None:
         return phrases.GOODBYE_AGAIN
     if c.stage is not Stage.TALK:
         return ""  # it is told when they are back, or what to leave on the machine
-    if not state.greeted:
+    if not _is_taken_up_talking(c, state):
         return None
     said = (turn.text for turn in reversed(state.transcript) if turn.speaker == "agent")
     heard = next(filter(None, said), "")
@@ -214,6 +221,12 @@ def first_words_of(c: Conversation, state: CallState) -> str | None:
         interrupted=_tools(state, are_done=False),
         done=_tools(state, are_done=True),
     )
+
+
+def _is_taken_up_talking(c: Conversation, state: CallState) -> bool:
+    """Whether the model is to take up what it was saying, and is told of the functions with that:
+    elsewhere its first words are others, or none."""
+    return c.stage is Stage.TALK and state.greeted
 
 
 def _tools(state: CallState, *, are_done: bool) -> tuple[str, ...]:

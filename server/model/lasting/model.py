@@ -73,7 +73,11 @@ class LastingModel:
                 service = fallback
             is_same = (service.name, service.key_name) == (going_on.model, going_on.key_name)
             plan.go_on(going_on.handle if is_same else None, on_fallback=on_fallback)
-            plan.since_handle.go_on(done=going_on.done, interrupted=going_on.interrupted)
+            plan.since_handle.go_on(
+                done=going_on.done,
+                interrupted=going_on.interrupted,
+                in_first_words=going_on.in_first_words,
+            )
         return LastingSession(
             services,
             agent,

@@ -490,7 +490,7 @@ class LastingSession:
             self._repeating = self._repeating or MulawDecoder(CALLER_RATE_HZ)
             yield connection.audio_message(self._repeating.decode(content.payload))
         elif isinstance(content, str):
-            yield connection.text_message(content)
+            yield connection.text_message(self._plan.since_handle.before(content))
         else:
             known, in_words = self._calls.answered(content, self._plan.opens)
             for text in in_words:

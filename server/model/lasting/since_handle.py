@@ -30,6 +30,7 @@ class SinceHandle:
         self._turn = 0  # the agent's, when the handle came
         self._is_any = False
         self._is_told = False  # to the connection in use, which has answered nothing yet
+        self._untold = ""  # to a connection that takes no notes: it goes before the next text
         self._done: list[tuple[str, str]] = []
         self._interrupted: list[str] = []
         self._left: tuple[tuple[str, ...], tuple[str, ...]] = (), ()  # what no answer has covered
@@ -39,11 +40,20 @@ class SinceHandle:
         """Whether there is something that a resumed session could not be told."""
         return self._is_any and not self.takes_notes
 
-    def go_on(self, *, done: tuple[str, ...], interrupted: tuple[str, ...]) -> None:
-        """Another process has had the session, and the call tells the model of its functions in
-        words: what has answered those may be forgotten like any other answer.
+    def go_on(
+        self, *, done: tuple[str, ...], interrupted: tuple[str, ...], in_first_words: bool
+    ) -> None:
+        """Another process has had the session, and there are functions of its.
+
+        Args:
+            done: Names of those that it has run.
+            interrupted: Names of those that were running.
+            in_first_words: Whether the call tells the model of them: what has answered that may be
+                forgotten like any other answer. Else they are told here, like those of one.
         """
         self._left = done, interrupted
+        if (done or interrupted) and not in_first_words:
+            self.answered([])
 
     def answered(self, done: Iterable[tuple[str, str]]) -> None:
         """The model has answered something: the results of these functions, too.
@@ -51,7 +61,7 @@ class SinceHandle:
         Args:
             done: Each as it was called, and what it has returned.
         """
-        self._is_any, self._is_told = True, False
+        self._is_any, self._is_told = True, bool(self._untold)
         (left, interrupted), self._left = self._left, ((), ())
         self._interrupted.extend(interrupted)
         self._done.extend((name, "") for name in left)
@@ -74,14 +84,25 @@ class SinceHandle:
         """Another connection is used, and the agent's newest turn has this number.
 
         Returns:
-            What it has to be told; empty if it knows all, or its set-up has told it.
+            What it has to be told by a note before all else; empty if it knows all, or its set-up
+            has told it, or :meth:`before` will.
         """
-        self.takes_notes = takes_notes
+        self.takes_notes, self._untold = takes_notes, ""
         self._is_told = self._is_any
         if not (resumed and self._is_any):
             return ""
         said = spoken(last_said(conversation.history(), turn - self._turn))
-        return self._told(said) if said or self._has_functions else ""
+        if not (said or self._has_functions):
+            return ""
+        if takes_notes:
+            return self._told(said)
+        self._untold = self._told(said)  # only now it is known that another was to be begun
+        return ""
+
+    def before(self, text: str) -> str:
+        """A text as the connection is sent it: after what this could not be told by a note."""
+        untold, self._untold = self._untold, ""
+        return f"{untold}\n{text}" if untold else text
 
     def story(self, conversation: Conversation) -> Conversation:
         """The conversation as a session is told it that is not resumed: with the functions."""
