@@ -6,7 +6,7 @@ from libc.errno cimport EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t
 
-from codec._buffer cimport append, clear, consume, head, held, lend, settle
+from codec._buffer cimport append, head, held, lend, settle
 from codec._latency cimport Histogram, Latencies
 from codec._path cimport MediaPath
 from codec._websocket cimport WebSocket
@@ -180,12 +180,9 @@ cdef class Pump:
         """Whether the socket has taken all that there was for it."""
         cdef size_t size = held(&sink._outgoing)
         cdef Py_ssize_t sent = self._sink.write(head(&sink._outgoing), size)
-        if sent == <Py_ssize_t>size:
-            clear(&sink._outgoing)
-            return True
         if sent > 0:
-            consume(&sink._outgoing, sent)
-        return False
+            sink.written(sent)
+        return sent == <Py_ssize_t>size
 
     def written(self):
         """What the last :meth:`run` has left as output has been written only now."""

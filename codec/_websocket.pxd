@@ -19,6 +19,7 @@ cdef class WebSocket:
     cdef Buffer _incoming  # read from the socket, not yet taken as frames
     cdef Buffer _message  # the fragments of a message so far
     cdef Buffer _outgoing  # frames for the socket
+    cdef size_t _begun_bytes  # at its start: the rest of a frame that the socket has partly
     cdef uint8_t _pong[MAX_CONTROL_BYTES]  # what the latest ping wants back
     cdef int _pong_size  # -1 when no ping is unanswered
     cdef uint8_t _mask_keys[MASK_KEYS_BYTES]
@@ -40,6 +41,7 @@ cdef class WebSocket:
     cdef bint next_span(self, Span* message) except -1
     cdef uint8_t* begin(self, bint is_text, size_t size) except NULL
     cdef int end(self, uint8_t* payload, size_t size) except -1
+    cdef void written(self, size_t size) noexcept
 
     cdef bint _next_frame(self, uint8_t* first, Span* payload) except -1
     cdef int _control(self, uint8_t opcode, Span payload) except -1

@@ -21,7 +21,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from codec._buffer cimport append, clear, consume, grow, head, held, release, reserve
 
@@ -324,7 +324,7 @@ cdef class WebSocket:
         output = PyBytes_FromStringAndSize(
             <const char*>head(&self._outgoing), held(&self._outgoing)
         )
-        clear(&self._outgoing)
+        self.written(held(&self._outgoing))
         return output
 
     def next_output(self, size_t max_bytes):
@@ -347,14 +347,32 @@ cdef class WebSocket:
         """
         if size > held(&self._outgoing):
             raise ValueError("more was written than there is")
-        consume(&self._outgoing, size)
-        if held(&self._outgoing) == 0:
-            clear(&self._outgoing)
+        self.written(size)
         return self.has_output()
+
+    def forget_unsent(self):
+        """Drop every message of which the socket has taken nothing; a close or a pong stays.
+
+        Not where TLS stands between: what it did not take it wants to be offered again.
+        """
+        cdef uint8_t* data = head(&self._outgoing)
+        cdef size_t size = held(&self._outgoing)
+        cdef size_t at = self._begun_bytes
+        cdef size_t kept = at
+        cdef size_t frame
+        while at < size:
+            frame = frame_bytes(data + at)
+            if data[at] & CONTROL:
+                memmove(data + kept, data + at, frame)
+                kept += frame
+            at += frame
+        self._outgoing.end = self._outgoing.start + kept
+        if kept == 0:
+            clear(&self._outgoing)
 
     def drop_output(self):
         """The socket is broken: throw away what was to be written."""
-        clear(&self._outgoing)
+        self.written(held(&self._outgoing))
         self._pong_size = -1
 
     @property
@@ -364,6 +382,19 @@ cdef class WebSocket:
         if self._pong_size >= 0:
             size += 2 + self._pong_size + (MASK_BYTES if self.is_client else 0)
         return size
+
+    cdef void written(self, size_t size) noexcept:
+        """The socket has taken so many bytes of what there is."""
+        cdef const uint8_t* data = head(&self._outgoing)
+        cdef size_t at = self._begun_bytes
+        if size == held(&self._outgoing):  # nearly always
+            clear(&self._outgoing)
+            self._begun_bytes = 0
+            return
+        while at < size:
+            at += frame_bytes(data + at)
+        self._begun_bytes = at - size
+        consume(&self._outgoing, size)
 
     cdef bint has_output(self) noexcept:
         return held(&self._outgoing) != 0 or self._pong_size >= 0
@@ -426,6 +457,21 @@ cdef class WebSocket:
             at += MASK_BYTES
         grow(&self._outgoing, at - header)
         return at
+
+
+cdef size_t frame_bytes(const uint8_t* at) noexcept nogil:
+    """The size of a whole frame of ours, by its header."""
+    cdef size_t header_bytes = 2
+    cdef size_t i
+    cdef uint64_t length = at[1] & LENGTH
+    if length >= 126:
+        header_bytes = 4 if length == 126 else 10
+        length = 0
+        for i in range(2, header_bytes):
+            length = length << 8 | at[i]
+    if at[1] & MASKED:
+        header_bytes += MASK_BYTES
+    return header_bytes + <size_t>length
 
 
 cdef str broken_rule(uint8_t first, uint8_t opcode, uint64_t length, uint8_t fragmented):

@@ -271,7 +271,8 @@ class WireTransport:
             self._wire.send_binary(message)
 
     def forget_unsent(self) -> None:
-        """Do nothing: what was sent has been written, or is in the middle of it."""
+        """Drop what waits behind the message that is being written, as the system keeps little."""
+        self._wire.forget_unsent()
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Send a WebSocket close; whoever accepted the socket waits for the answer."""

@@ -359,6 +359,11 @@ class Wire:
         elif self.websocket.output_bytes > self._bounds.backlog_bytes:
             self._give_up()
 
+    def forget_unsent(self) -> None:
+        """Drop every message of which the socket has taken nothing; behind TLS nothing is."""
+        if self._tls is None:  # it is to be offered again what it did not take
+            self.websocket.forget_unsent()
+
     def _write(self) -> None:
         """Write as much as the socket takes, with a bound."""
         websocket, send, written = self.websocket, self._sock.send, 0

@@ -79,6 +79,10 @@ class Wire(Protocol):
         """Write what the WebSocket has for the socket; what does not go stays with it."""
         ...
 
+    def forget_unsent(self) -> None:
+        """Drop every message of which the socket has taken nothing, as far as that can be."""
+        ...
+
     def send_close(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye; the peer is to answer, and the socket stays open for that."""
         ...

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import deque
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -400,6 +402,150 @@ def test_what_cannot_be_written_can_be_dropped() -> None:
 
     assert websocket.output_bytes == 0
     assert websocket.take_output() == b""
+
+
+def test_what_is_unsent_can_be_forgotten_behind_the_frame_that_is_begun() -> None:
+    websocket = server()
+    for text in (b"whole", b"begun", b"speech", b"a mark"):
+        websocket.send_text(text)
+    websocket.output_written(7 + 3)
+
+    websocket.forget_unsent()
+    websocket.send_text(b"clear")
+
+    assert websocket.take_output() == b"egun" + b"\x81\x05clear"
+
+
+def test_of_what_is_unsent_the_close_and_the_pong_are_not_forgotten() -> None:
+    websocket = server()
+    websocket.send_text(b"speech")
+    websocket.receive(pings(b"x", masked=True))
+    websocket.next_message()
+    websocket.send_close(1000)
+
+    websocket.forget_unsent()
+
+    assert websocket.output_bytes == 7
+    assert websocket.take_output() == b"\x8a\x01x\x88\x02\x03\xe8"
+
+
+def test_a_pong_that_is_owed_is_not_forgotten_with_what_it_waits_for() -> None:
+    websocket = server()
+    websocket.send_text(b"speech")
+    half = write_frames([Frame(Opcode.TEXT, b"in two ", fin=False)], masked=True)
+    websocket.receive(half + pings(b"x", masked=True))
+    assert websocket.next_message() is None
+
+    websocket.forget_unsent()
+    websocket.receive(write_frames([Frame(Opcode.CONT, b"pieces")], masked=True))
+
+    assert websocket.next_message() == b"in two pieces"
+    assert websocket.next_output(100) == b"\x8a\x01x"
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536])
+@pytest.mark.parametrize("is_client", [False, True])
+def test_a_frame_that_is_begun_is_finished_wherever_the_socket_stopped(
+    size: int, is_client: bool
+) -> None:
+    message = os.urandom(size)
+    whole = WebSocket(is_client=is_client, max_message_bytes=LIMIT)
+    whole.send_binary(message)
+    length = whole.output_bytes
+    for written in {1, 2, 5, 9, length // 2, length - 1, length} & set(range(1, length + 1)):
+        websocket = WebSocket(is_client=is_client, max_message_bytes=LIMIT)
+        for payload in (message, message, b"more"):
+            websocket.send_binary(payload)
+        data = websocket.next_output(written)
+        websocket.output_written(written)
+
+        websocket.forget_unsent()
+        websocket.send_text(b"clear")
+
+        read = read_frames(data + websocket.take_output(), masked=is_client)
+        assert [bytes(frame.data) for frame in read] == [message, b"clear"]
+
+
+@dataclass
+class Peer:
+    """What the other end reads of a WebSocket whose socket takes its output piece by piece."""
+
+    websocket: WebSocket
+    waiting: deque[tuple[Opcode, bytes, int]] = field(default_factory=deque)
+    taken: int = 0
+    owed: bytes | None = None
+    expected: list[tuple[Opcode, bytes]] = field(default_factory=list)
+    data: bytes = b""
+
+    def put(self, opcode: Opcode, payload: bytes) -> None:
+        size = 2 + len(payload) + (4 if self.websocket.is_client else 0)
+        size += 0 if len(payload) < 126 else 2 if len(payload) < 65_536 else 8
+        self.waiting.append((opcode, payload, size))
+
+    def take(self, size: int) -> None:
+        if not self.waiting and self.owed is not None:
+            self.put(Opcode.PONG, self.owed)
+            self.owed = None
+        data = self.websocket.next_output(size)
+        self.data += data
+        self.websocket.output_written(len(data))
+        self.taken += len(data)
+        while self.waiting and self.taken >= self.waiting[0][2]:
+            opcode, payload, whole = self.waiting.popleft()
+            self.expected.append((opcode, payload))
+            self.taken -= whole
+
+    def forget(self) -> None:
+        begun = 1 if self.taken else 0
+        rest = [each for each in list(self.waiting)[begun:] if each[0] >= 8]
+        self.waiting = deque([*list(self.waiting)[:begun], *rest])
+        self.websocket.forget_unsent()
+
+
+acts = st.one_of(
+    st.tuples(st.sampled_from(["text", "binary"]), st.sampled_from([0, 1, 9, 125, 126, 65_600])),
+    st.tuples(st.just("take"), st.one_of(st.integers(1, 20), st.integers(1, 70_000))),
+    st.tuples(st.sampled_from(["ping", "forget"]), st.integers(0, 125)),
+)
+
+
+@given(is_client=st.booleans(), said=st.lists(acts, max_size=30), closes=st.booleans())
+@settings(max_examples=inputs(300))
+def test_whatever_is_forgotten_the_peer_reads_whole_frames_in_their_order(
+    is_client: bool, said: list[tuple[str, int]], closes: bool
+) -> None:
+    websocket = WebSocket(is_client=is_client, max_message_bytes=LIMIT)
+    peer = Peer(websocket)
+    for number, (act, size) in enumerate([*said, ("close", 0)] if closes else said):
+        payload = bytes([number]) * size
+        match act:
+            case "text":
+                websocket.send_text(payload)
+                peer.put(Opcode.TEXT, payload)
+            case "binary":
+                websocket.send_binary(payload)
+                peer.put(Opcode.BINARY, payload)
+            case "take":
+                peer.take(size)
+            case "ping":
+                websocket.receive(pings(payload, masked=not is_client))
+                assert websocket.next_message() is None
+                peer.owed = payload
+            case "forget":
+                peer.forget()
+            case "close":
+                websocket.send_close(1000)
+                if peer.owed is not None:
+                    peer.put(Opcode.PONG, peer.owed)
+                    peer.owed = None
+                peer.put(Opcode.CLOSE, b"\x03\xe8")
+                peer.forget()
+    while websocket.output_bytes:
+        peer.take(50_000)
+
+    read = read_frames(peer.data, masked=is_client)
+    assert [(frame.opcode, bytes(frame.data)) for frame in read] == peer.expected
+    assert not peer.waiting
 
 
 def test_whoever_is_refused_is_told_and_no_longer_heard() -> None:

@@ -208,6 +208,34 @@ def test_a_socket_that_takes_no_more_loses_nothing(pumped):
     assert pcm_of(data) == sent
 
 
+def test_of_what_a_socket_has_not_taken_whole_messages_can_be_forgotten(pumped):
+    chunks = [bytes([number % 250]) * 160 for number in range(1_000)]
+    pumped.sink.takes_output = False
+    for number, chunk in enumerate(chunks, start=1):
+        if number == len(chunks):
+            pumped.sink.takes_output = True
+        pumped.say(media(chunk, number))
+        assert pumped.pump.run(0.0) == Left.OUTPUT
+
+    pumped.path.model.forget_unsent()
+    begun = pumped.path.model.output_bytes
+    pumped.path.model.send_text(b"after")
+    data, left = b"", pumped.path.model.take_output()
+    while len(data) < 10_000_000:
+        try:
+            data += pumped.model.recv(65536)
+        except BlockingIOError:
+            break
+
+    *heard, after = texts(data + left, masked=True)
+    audio = [json.loads(text)["realtimeInput"]["audio"]["data"] for text in heard]
+    pcm = codec.MulawDecoder(16_000).decode(b"".join(chunks))
+    assert 0 < begun < 2_000  # of one message
+    assert 0 < len(audio) < len(chunks)
+    assert pcm.startswith(b"".join(map(base64.b64decode, audio)))
+    assert after == b"after"
+
+
 def test_more_than_one_pass_reads_is_left_to_the_socket_itself(pumped):
     messages = [media(CHUNK, number) for number in range(1, 101)]
     pumped.say(*messages)

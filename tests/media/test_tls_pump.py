@@ -318,6 +318,25 @@ async def test_the_last_words_behind_tls_are_heard_though_a_write_has_failed(pla
     wire.close()
 
 
+async def test_behind_tls_nothing_is_forgotten_that_has_once_been_offered(plane, model):
+    wire = plane.new_wire(model.ours, WebSocket(is_client=True, max_message_bytes=65536))
+    sent = 0
+    while not wire.websocket.output_bytes:
+        wire.send_text(b"." * 500)  # whole, or not at all
+        sent += 1
+    wire.forget_unsent()
+    wire.send_text(b"next")
+    peer, read = WebSocket(is_client=False, max_message_bytes=65536), []
+    with trio.fail_after(60):
+        while b"next" not in read:
+            peer.receive(model.server.read())
+            read += iter(peer.next_message, None)
+            await trio.lowlevel.checkpoint()
+
+    assert read == [b"." * 500] * sent + [b"next"]
+    wire.close()
+
+
 async def test_what_tls_holds_waits_for_room_and_is_read_then(plane, model):
     bounds = Bounds(read_bytes=4096, inbox=10, backlog_bytes=4096)
     frames = frames_of(75, 200)

@@ -221,6 +221,16 @@ async def test_a_socket_that_stops_reading_ends_with_its_own_call(quick_deadline
     assert call.end_reason == "caller-gone"
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system cannot")
+async def test_of_what_a_media_socket_is_sent_little_waits_where_it_cannot_be_taken_back():
+    # What the system keeps can be cleared by nobody; that it is little is trio's doing.
+    async with serving(simulated_ring_s=None, media_path="fast") as server, open_socket(server):
+        (wire,) = server.service.plane._wires.values()
+        kept = wire._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+
+    assert 0 < kept <= 32 * 1024
+
+
 @pytest.mark.slow
 @both_media_paths
 async def test_a_stream_that_brings_everything_but_audio_is_given_up(media_path):
