@@ -28,7 +28,8 @@ class _Turn:
 
     def __init__(self, *, dropped_bytes: int) -> None:
         self.pcm = bytearray()
-        self.dropped_bytes = dropped_bytes
+        self.dropped_bytes = dropped_bytes  # before them
+        self.taken_bytes = 0  # how far it has been sent
         self.is_broken = False
 
 
@@ -68,10 +69,10 @@ class Wide:
             at: Where the piece begins, in bytes of the turn's mu-law.
             size: Its bytes of mu-law.
         """
-        for older in [number for number in self._turns if number < turn]:
-            self._said_bytes -= len(self._turns.pop(older).pcm)
+        self._forget_before(turn)
         if (kept := self._turns.get(turn)) is None:
             return b""
+        kept.taken_bytes = max(kept.taken_bytes, (at + size) * SAID_RATIO)
         begin = at * SAID_RATIO - kept.dropped_bytes
         end = begin + size * SAID_RATIO
         if begin < 0 or begin >= len(kept.pcm):
@@ -83,6 +84,23 @@ class Wide:
             kept.dropped_bytes += unneeded
             self._said_bytes -= unneeded
         return piece
+
+    def _forget_before(self, turn: int) -> None:
+        """Of the turns before this one keep what was sent, while the caller may not have heard it.
+
+        A newer turn is sent ahead while an older one is heard, and a hold takes both back.
+        """
+        sent_after = 0
+        for number in sorted(self._turns, reverse=True):
+            kept = self._turns[number]
+            if number < turn:
+                unsent_from = max(0, kept.taken_bytes - kept.dropped_bytes)
+                if sent_after >= KEPT_SAID_BYTES or not unsent_from:
+                    unsent_from = 0
+                    del self._turns[number]
+                self._said_bytes -= len(kept.pcm) - min(unsent_from, len(kept.pcm))
+                del kept.pcm[unsent_from:]
+            sent_after += kept.taken_bytes
 
     # -- what the caller says --------------------------------------------------------------
 

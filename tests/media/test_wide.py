@@ -52,13 +52,59 @@ def test_what_was_never_said_is_empty():
     assert wide.take(3, 0, 160) == b""
 
 
-def test_a_turn_before_the_one_that_is_sent_is_forgotten():
+def test_turns_that_were_held_together_are_all_found_again():
+    wide = Wide()
+    for turn in (4, 5, 6):
+        wide.said(turn, 0, SAID)
+        wide.take(turn, 0, 1_600)
+
+    assert [wide.take(turn, 800, 800) for turn in (4, 5, 6)] == [SAID[4_800:]] * 3
+
+
+def test_a_turn_that_was_cut_before_any_of_it_was_sent_is_forgotten():
     wide = Wide()
     wide.said(1, 0, SAID)
     wide.said(2, 0, SAID[::-1])
 
     assert wide.take(2, 0, 160) == SAID[::-1][:960]
     assert wide.take(1, 0, 160) == b""
+
+
+def test_of_a_turn_before_the_one_that_is_sent_what_was_not_sent_is_forgotten():
+    wide = Wide()
+    for turn in range(1, 31):  # cut by the caller, each of them, after a moment
+        wide.said(turn, 0, bytes(MAX_SAID_BYTES // 20))
+        assert wide.take(turn, 0, 160) == bytes(960)
+
+    assert wide.take(29, 0, 160) == bytes(960)
+    assert wide.take(29, 160, 160) == b""
+    assert wide._said_bytes == sum(len(kept.pcm) for kept in wide._turns.values())
+    assert wide._said_bytes <= MAX_SAID_BYTES // 20 + 30 * 960
+
+
+def test_a_turn_is_forgotten_when_as_much_was_sent_after_it_as_may_be_held():
+    wide, second = Wide(), bytes(48_000)
+    wide.said(1, 0, SAID)
+    wide.take(1, 0, 1_600)
+    for at in range(0, KEPT_SAID_BYTES // 6, 8_000):
+        wide.said(2, at, second)
+        wide.take(2, at, 8_000)
+        assert 1 in wide._turns
+    wide.said(3, 0, second)
+    wide.take(3, 0, 8_000)
+
+    assert wide.take(1, 0, 160) == b""
+    assert list(wide._turns) == [2, 3]
+
+
+def test_what_was_held_is_no_more_than_it_was_when_it_is_sent_again():
+    wide, second = Wide(), bytes(48_000)
+    for turn in (1, 2):
+        wide.said(turn, 0, second)
+        wide.take(turn, 0, 8_000)
+    for _ in range(100):  # a caller who coughs and coughs
+        assert wide.take(1, 4_000, 4_000) == second[24_000:]
+        assert wide.take(2, 0, 8_000) == second
 
 
 def test_a_long_turn_is_kept_as_far_back_as_it_may_be_held_and_no_further():
