@@ -71,7 +71,11 @@ TRANSITIONS: Mapping[Stage, Mapping[str, Stage]] = {
         "person": Stage.TALK,
         "goodbye": Stage.FAREWELL_TO_MACHINE,
     },
-    Stage.FAREWELL: {"answered": Stage.FAREWELL, "machine": Stage.FAREWELL_TO_MACHINE},
+    Stage.FAREWELL: {
+        "answered": Stage.FAREWELL,
+        "machine": Stage.FAREWELL_TO_MACHINE,
+        "spoke": Stage.TALK,
+    },
     Stage.FAREWELL_TO_MACHINE: {
         "answered": Stage.FAREWELL_TO_MACHINE,
         "person": Stage.FAREWELL,

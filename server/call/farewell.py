@@ -38,23 +38,26 @@ class Farewell:
         self._detail = ""
         self._agents_own = False  # nobody has to nudge it
         self._is_wanted = False
+        self._began_at = NEVER
 
     def begin(self, reason: EndReason, detail: str = "") -> None:
         """Have the agent say goodbye, then end the call.
 
         The line is cut when the caller has heard the goodbye, at the latest after
-        ``farewell_timeout_s``; at once if there is nobody to say it, or to hear it.
+        ``farewell_timeout_s``; at once if there is nobody to say it, or to hear it. A caller who
+        was given up for saying nothing, and says something, is not hung up on.
         """
         c = self._conversation
         if self._is_wanted or c.end_reason is not None:
             return
-        self._is_wanted = True
+        self._is_wanted, self._began_at = True, trio.current_time()
         self._reason, self._detail = reason, detail
         c.turns.rest_due = NEVER  # what was broken off before it is no part of the goodbye
         c.notes.note("wrapping up", reason=reason.value)
         if c.may("goodbye"):
             c.move("goodbye")
         c.errands.begin(self._run)
+        c.changed.set()  # it may have been begun before
 
     @property
     def is_the_agents(self) -> bool:
@@ -95,18 +98,45 @@ class Farewell:
     async def _run(self) -> None:
         """End the call when the goodbye has been heard."""
         c = self._conversation
-        if self._agents_own:
-            await self._hear_out()
-        else:
-            with trio.move_on_after(c.options.farewell_timeout_s):
-                if c.is_lost:
-                    await c.changed.until(lambda: not c.is_lost)
-                if c.line is not None and c.session.is_ready and c.party.agent.farewell:
-                    # What the agent is saying now is not the goodbye: that is a turn of its own.
-                    turn = c.agent_turn
-                    c.session.send_text(phrases.aside(c.party.agent.farewell))
-                    await c.changed.until(lambda: c.heard_out > turn and c.playout.all_heard)
+        while True:
+            await (self._hear_out() if self._agents_own else self._say_goodbye())
+            if not self._is_caller_back():
+                break
+            c.notes.note("caller back", after="goodbye")
+            self._is_wanted = False
+            c.move("spoke")
+            await c.changed.until(lambda: self._is_wanted)
         c.end(self._reason, self._detail)
+
+    def _is_caller_back(self) -> bool:
+        """Whether whoever was given up for their silence has broken it, and is to be answered."""
+        c = self._conversation
+        has_spoken = c.turns.spoke_at > self._began_at and not c.turns.caller_speaking
+        return self._is_for_silence and has_spoken and c.may("spoke")
+
+    @property
+    def _is_for_silence(self) -> bool:
+        return self._reason is EndReason.CALLER_SILENT
+
+    async def _say_goodbye(self) -> None:
+        """Have the model say it, and wait until it was heard; or until the caller says something,
+        if it is for their silence."""
+        c = self._conversation
+        with trio.move_on_after(c.options.farewell_timeout_s):
+            if c.is_lost:
+                await c.changed.until(lambda: not c.is_lost)
+            if c.line is not None and c.session.is_ready and c.party.agent.farewell:
+                # What the agent is saying now is not the goodbye: that is a turn of its own.
+                turn = c.agent_turn
+                c.session.send_text(phrases.aside(c.party.agent.farewell))
+                await c.changed.until(lambda: self._is_caller_back() or self._is_said(turn))
+        if self._is_for_silence:
+            with trio.move_on_after(c.options.farewell_timeout_s):
+                await c.changed.until(lambda: not c.turns.caller_speaking)
+
+    def _is_said(self, turn: int) -> bool:
+        c = self._conversation
+        return c.heard_out > turn and c.playout.all_heard
 
     async def _hear_out(self) -> None:
         """Wait for what is being said now, else for what the agent says next."""

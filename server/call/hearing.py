@@ -437,7 +437,8 @@ class Hearing:
         """Tell the model which keys the caller has pressed; it answers every message."""
         c = self._conversation
         c.passing.collect()  # what has been said was no answer to this
-        c.turns.ask(Awaited.ANSWER, trio.current_time())
+        c.turns.spoke_at = trio.current_time()
+        c.turns.ask(Awaited.ANSWER, c.turns.spoke_at)
         c.turn_changed.set()
         c.session.send_text(phrases.keys_pressed(pressed))
 

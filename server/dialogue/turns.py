@@ -41,10 +41,8 @@ CONNECTION_LOST = "CONNECTION_LOST"
 
 @dataclass(slots=True)
 class Turns:
-    """The state of the conversation. One owner: the call that tells it what happens.
-
-    It is long because it has a method for everything that both sides can do.
-    """
+    """The state of the conversation. One owner: the call that tells it what happens; long because
+    it has a method for everything that both sides can do."""
 
     patience: Patience = field(default_factory=Patience)
 
@@ -56,6 +54,8 @@ class Turns:
     wait for the rest; or waits for too long for that of a goodbye that a lost line has cut."""
     audible_turn: int = -1
     """The agent's newest turn that can be heard; -1 before there is one."""
+    spoke_at: float = -NEVER
+    """When it was certain that the caller had said what is to be answered, the last time."""
     recovering: bool = False
     """A reconnect is under way: nothing can be expected meanwhile."""
 
@@ -168,12 +168,13 @@ class Turns:
         has_stopped, self._has_stopped_agent = self._has_stopped_agent, False
         if self._belief.ended():
             return  # it was counted as over long ago
-        if not self._turn.over and self._turn.began_at >= ended_at:
-            return  # the model was certain of it sooner, and answers already
         over_agent = agent_until > now
         shortest_s = SPOKEN_OVER_S if over_agent else SHORTEST_ANSWERABLE_S
         if speech_s < shortest_s and not has_stopped:
             return
+        self.spoke_at = now
+        if not self._turn.over and self._turn.began_at >= ended_at:
+            return  # the model was certain of it sooner, and answers already
         if self._awaited is Awaited.GREETING:
             return
         asked_at = max(now, agent_until) if over_agent else now
@@ -302,10 +303,8 @@ class Turns:
             self._fault = Fault.BROKEN_OFF
 
     def agent_working(self, now: float) -> None:
-        """The model says that it is at work on more: it owes that, and has its own time for it.
-
-        Saying so again does not make the time any longer; being heard does.
-        """
+        """The model says that it is at work on more: it owes that, and has its own time for it,
+        which saying so again does not make any longer; being heard does."""
         self._deadline = self._haste.sign(self._deadline)
         if self._working_until == -NEVER:
             self._working_until = now + self.patience.thinking_timeout_s

@@ -10,7 +10,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.agent.agent import Agent
-from server.carrier import MarkReached, SendMark
+from server.call.conversation import Stage
+from server.carrier import DigitPressed, MarkReached, SendMark
 from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import BELIEVED_S, Patience
@@ -18,18 +19,20 @@ from server.model import CallerTranscript, GenerationComplete, TurnComplete
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 
 TIMEOUT_S = 4.0
+NO_HURRY = Patience(silence_timeout_s=0.0)
+SILENT_S = 5.0
 
 
 class Goodbye(Rig):
-    """A call whose agent has hung up, and is taking its leave."""
+    """A call whose agent is taking its leave."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience = NO_HURRY) -> None:
         super().__init__(
             agent=Agent(greeting=""),
             barge_in=BargeInMode.LOCAL,
             farewell_timeout_s=TIMEOUT_S,
             media_timeout_s=600.0,
-            patience=Patience(silence_timeout_s=0.0),
+            patience=patience,
         )
 
     def says(self, seconds: int, turn: int) -> None:
@@ -159,3 +162,143 @@ async def test_a_goodbye_is_heard_to_its_end_though_a_function_was_called_in_the
 
     assert in_its_middle is None
     assert goodbye.call.end_reason is EndReason.HUNG_UP
+
+
+@pytest.fixture
+async def given_up(nursery):
+    """Nobody has said anything, and the agent has been told to say goodbye."""
+    goodbye = Goodbye(Patience(silence_timeout_s=SILENT_S, silence_prompts=0))
+    await goodbye.begin(nursery)
+    await trio.sleep(SILENT_S)
+    await wait_all_tasks_blocked()
+    assert goodbye.call.conversation.stage is Stage.FAREWELL
+    yield goodbye
+    goodbye.call.end(EndReason.HUNG_UP)
+
+
+async def is_heard(goodbye: Goodbye, seconds: int, turn: int) -> None:
+    goodbye.says(seconds, turn)
+    await trio.sleep(seconds + 0.1)
+    goodbye.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+
+def lives_on(goodbye: Goodbye) -> bool:
+    return goodbye.call.end_reason is None and goodbye.call.conversation.stage is Stage.TALK
+
+
+async def test_who_says_something_into_the_goodbye_for_their_silence_is_not_hung_up_on(
+    autojump_clock, given_up
+):
+    given_up.says(2, turn=1)
+    await given_up.caller_interrupts()
+    await trio.sleep(1.0)
+    given_up.caller_ends(1.0)
+    await wait_all_tasks_blocked()
+    spoke = lives_on(given_up)
+    await is_heard(given_up, 1, turn=2)
+    await trio.sleep(SILENT_S - 0.5)
+    answered = lives_on(given_up)
+    await trio.sleep(0.5)
+    await is_heard(given_up, 1, turn=3)
+
+    assert spoke
+    assert answered
+    assert given_up.noted.count("wrapping up") == 2
+    assert given_up.call.end_reason is EndReason.CALLER_SILENT
+
+
+async def test_who_is_answered_before_it_is_certain_that_they_have_ended_is_not_hung_up_on(
+    autojump_clock, given_up
+):
+    await trio.sleep(0.5)
+    given_up.caller_begins()
+    await trio.sleep(1.0)
+    ended_at = trio.current_time()
+    given_up.says(1, turn=1)
+    now = trio.current_time() + 0.5
+    await trio.sleep(0.5)
+    given_up.call.conversation.ear.on_found((SpeechEnded(ended_at, 1.0, now),))
+    await trio.sleep(0.6)
+    given_up.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert lives_on(given_up)
+
+
+async def test_who_is_still_speaking_when_the_goodbye_was_heard_is_heard_out(
+    autojump_clock, given_up
+):
+    given_up.says(1, turn=1)
+    await trio.sleep(0.9)
+    given_up.caller_begins()
+    await trio.sleep(0.2)
+    given_up.media.echo_marks()
+    await trio.sleep(2.0)
+    in_their_midst = given_up.call.end_reason
+    given_up.caller_ends(2.2)
+    await wait_all_tasks_blocked()
+
+    assert in_their_midst is None
+    assert lives_on(given_up)
+
+
+async def test_who_presses_a_key_into_the_goodbye_for_their_silence_is_not_hung_up_on(
+    autojump_clock, given_up
+):
+    given_up.says(3, turn=1)
+    await trio.sleep(0.5)
+    given_up.media.event(DigitPressed("1"))
+    await trio.sleep(2.0)
+    given_up.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert lives_on(given_up)
+
+
+@pytest.mark.parametrize("speech_s", [None, 0.1], ids=["nothing", "a click"])
+async def test_who_says_nothing_into_the_goodbye_for_their_silence_is_hung_up_on(
+    autojump_clock, given_up, speech_s
+):
+    given_up.says(1, turn=1)
+    await trio.sleep(0.3)
+    if speech_s is not None:
+        given_up.caller_begins()
+        await trio.sleep(speech_s)
+        given_up.caller_ends(speech_s)
+    await trio.sleep(0.8)
+    given_up.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert given_up.call.end_reason is EndReason.CALLER_SILENT
+
+
+async def test_a_television_puts_the_end_off_by_no_more_than_the_time_for_a_goodbye(
+    autojump_clock, given_up
+):
+    began = trio.current_time()
+    given_up.says(1, turn=1)
+    await trio.sleep(0.5)
+    given_up.caller_begins()
+    await trio.sleep(0.6)
+    given_up.media.echo_marks()
+    await given_up.call.finished.wait()
+
+    assert given_up.call.end_reason is EndReason.CALLER_SILENT
+    assert trio.current_time() - began == pytest.approx(1.1 + TIMEOUT_S, abs=0.1)
+
+
+async def test_whoever_speaks_into_a_goodbye_for_another_reason_is_answered_and_hung_up_on(
+    autojump_clock, nursery
+):
+    goodbye = Goodbye()
+    await goodbye.begin(nursery)
+    goodbye.call.farewell.begin(EndReason.MAX_DURATION)
+    await wait_all_tasks_blocked()
+    goodbye.says(2, turn=1)
+    await goodbye.caller_interrupts()
+    await trio.sleep(0.5)
+    goodbye.caller_ends(0.5)
+    await is_heard(goodbye, 1, turn=2)
+
+    assert goodbye.call.end_reason is EndReason.MAX_DURATION
