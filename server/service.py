@@ -231,11 +231,11 @@ class Service:
             case MachineVerdict():
                 calls.update_machine(report)
             case TransferUpdate(wants_document=False):
-                calls.update_transfer(report)
+                await calls.update_transfer(report, self.agent)
             case TransferUpdate():
                 if self.cluster.are_several:  # another may have it by now, or nobody
                     return await self._go_on(report)
-                return calls.update_transfer(report)
+                return await calls.update_transfer(report, self.agent)
         return None
 
     def _chosen(self) -> str | None:
@@ -289,7 +289,7 @@ class Service:
                 logger.warning("call cannot be taken over", call_sid=call_sid, reason=str(reason))
                 return None
         if isinstance(asked, TransferUpdate) and calls.register.get_live(call_sid) is not None:
-            return calls.update_transfer(asked)
+            return await calls.update_transfer(asked, self.agent)
         return await calls.resume(call_sid, self.agent, is_orphan=is_orphan)
 
     async def begin_call(self, asked: VoiceRequest, *, generation: int = 1) -> Reply:

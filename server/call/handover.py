@@ -161,11 +161,10 @@ class Handover:
         return transfer.outcome or CallStatus.COMPLETED
 
     def report(self, status: CallStatus) -> bool:
-        """The carrier says how the transfer stands; True if the caller is to come back."""
+        """The carrier says how the transfer stands; True if the caller is to come back from it."""
         c, transfer = self._conversation, self._transfer
         if transfer is None or c.stage is not Stage.AWAY:
-            # Said twice, or to a process that knows nothing of it: the caller is there.
-            return status in NOT_REACHED and (c.line is not None or c.is_lost)
+            return False  # said late or again, or to a process that knows nothing of it
         if status in NOT_REACHED:
             transfer.outcome = status
             c.changed.set()

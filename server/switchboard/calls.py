@@ -465,18 +465,23 @@ class Calls:
         if call is not None:
             call.report_machine(verdict)
 
-    def update_transfer(self, update: TransferUpdate) -> Reply:
-        """How the caller's call goes on, as far as the carrier asks for that."""
+    async def update_transfer(self, update: TransferUpdate, agent: Agent) -> Reply:
+        """How the caller's call goes on, as far as the carrier asks for that.
+
+        Where it is on no transfer, that nobody was reached says nothing of its line: who repeats
+        it may have kept a request of the carrier's, and is answered like any that asks how it goes
+        on; see :meth:`resume`.
+
+        Args:
+            update: What the carrier says.
+            agent: Who apologises for a call that is not known here.
+        """
         call = self.register.get_live(update.call_sid)
         is_on = call is not None and call.end_reason is None
         if call is not None and is_on and call.handover.report(update.status):
             return ConnectStream(self.tickets.issue(call, trio.current_time()))
         if update.wants_document and update.status in NOT_REACHED:
-            # The model may have been lost while the caller was away.
-            if call is None:
-                return self.register.end_of(update.call_sid)
-            if call.apology.fetch():
-                return apology_of(call.conversation.party.agent)
+            return await self.resume(update.call_sid, agent)
         return EndCall()
 
     async def claim(self, media: MediaStream, address: str = "") -> Claim | None:

@@ -321,5 +321,5 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
             return document(
                 await service.calls.resume(update.call_sid, service.agent, is_orphan=True)
             )
-        reply = service.calls.update_transfer(update)
+        reply = await service.calls.update_transfer(update, service.agent)
         return document(reply) if update.wants_document else ("", 204)

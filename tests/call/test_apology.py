@@ -438,14 +438,14 @@ async def test_if_nobody_answers_there_the_caller_is_told(autojump_clock, rig):
     await away(rig)
 
     update = TransferUpdate("CA7", CallStatus.NO_ANSWER, wants_document=True)
-    assert is_apology(rig.calls.update_transfer(update))
+    assert is_apology(await rig.calls.update_transfer(update, Agent()))
 
 
 async def test_if_they_have_talked_there_is_nothing_to_be_sorry_for(autojump_clock, rig):
     await away(rig)
 
     update = TransferUpdate("CA7", CallStatus.COMPLETED, wants_document=True)
-    assert rig.calls.update_transfer(update) == EndCall()
+    assert await rig.calls.update_transfer(update, Agent()) == EndCall()
 
 
 async def test_if_nobody_answers_there_after_the_agents_time_the_call_is_over(autojump_clock, rig):
@@ -453,4 +453,4 @@ async def test_if_nobody_answers_there_after_the_agents_time_the_call_is_over(au
 
     update = TransferUpdate("CA7", CallStatus.NO_ANSWER, wants_document=True)
     assert rig.carrier.hung_up == []
-    assert rig.calls.update_transfer(update) == EndCall()
+    assert await rig.calls.update_transfer(update, Agent()) == EndCall()

@@ -997,8 +997,8 @@ async def test_a_caller_who_was_being_transferred_comes_back_to_who_has_the_call
         taken = second.take_up(AGENT)
         await wait_all_tasks_blocked()
         stage = taken.conversation.stage
-        reply = second.calls.update_transfer(
-            TransferUpdate(SID, CallStatus.BUSY, wants_document=True)
+        reply = await second.calls.update_transfer(
+            TransferUpdate(SID, CallStatus.BUSY, wants_document=True), AGENT
         )
         assert isinstance(reply, ConnectStream)
         back = MemoryMedia()
@@ -1024,7 +1024,8 @@ async def test_a_caller_whom_nobody_took_over_is_on_the_way_back_to_whoever_has_
         nursery.start_soon(_give_up, call)
         await trio.sleep(0.3)
         away = registry.state.away
-        first.calls.update_transfer(TransferUpdate(SID, CallStatus.BUSY, wants_document=True))
+        busy = TransferUpdate(SID, CallStatus.BUSY, wants_document=True)
+        await first.calls.update_transfer(busy, AGENT)
         back, in_haste = registry.state.away, registry.in_haste[-1]
         await first.die()
         taken = second.take_up(AGENT)
@@ -1070,8 +1071,8 @@ async def test_a_transfer_that_the_carrier_was_asked_for_is_not_asked_for_again(
         taken = second.take_up(AGENT)
         await wait_all_tasks_blocked()
         stage, has_left = taken.conversation.stage, taken.handover.has_left
-        reply = second.calls.update_transfer(
-            TransferUpdate(SID, CallStatus.COMPLETED, wants_document=True)
+        reply = await second.calls.update_transfer(
+            TransferUpdate(SID, CallStatus.COMPLETED, wants_document=True), AGENT
         )
         await taken.finished.wait()
 

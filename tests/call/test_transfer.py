@@ -758,10 +758,11 @@ async def test_only_one_transfer_at_a_time(autojump_clock, talking):
 async def test_a_report_that_comes_twice_changes_nothing(autojump_clock, talking):
     await talking.transfer()
     assert talking.call.handover.report(CallStatus.BUSY) is True
+    assert talking.call.handover.report(CallStatus.BUSY) is True
     talking.connect(MemoryMedia())
     await wait_all_tasks_blocked()
 
-    assert talking.call.handover.report(CallStatus.BUSY) is True
+    assert talking.call.handover.report(CallStatus.BUSY) is False
     assert talking.call.handover.report(CallStatus.COMPLETED) is False
     assert talking.call.end_reason is None
 

@@ -503,7 +503,7 @@ async def test_a_caller_comes_back_to_a_process_that_knows_nothing_of_a_transfer
 ):
     call = await process.rescue.take(SID, process.left())
     busy = TransferUpdate(SID, CallStatus.BUSY, wants_document=True)
-    reply = process.calls.update_transfer(busy)
+    reply = await process.calls.update_transfer(busy, Agent())
     assert isinstance(reply, ConnectStream)
     await on_stream(process, nursery, reply.ticket)
 

@@ -20,6 +20,7 @@ from tests.support.fakes import MemoryMedia
 from tests.support.switchboards import NUMBER, make_calls, serve_stream, started
 
 AGENT = Agent(greeting="", language="de-DE")
+BUSY = TransferUpdate("CA1", CallStatus.BUSY, wants_document=True)
 LOST = ModelError("gone", code=1006, reason="", retryable=True)
 
 
@@ -43,6 +44,26 @@ async def talking(calls, nursery):
     await wait_all_tasks_blocked()
     yield call, media
     call.end(EndReason.HUNG_UP)
+
+
+async def away(nursery, call, media):
+    """The carrier takes the caller away, to somebody else; returns what comes of it."""
+    outcomes = []
+
+    async def transfer():
+        outcomes.append(await call.transfer("sales", "+15005550123"))
+
+    nursery.start_soon(transfer)
+    await wait_all_tasks_blocked()
+    media.hang_up()
+    await wait_all_tasks_blocked()
+    return outcomes
+
+
+async def speak(media: MemoryMedia) -> None:
+    while True:
+        media.say(bytes(160))
+        await trio.sleep(0.02)
 
 
 async def lose(media: MemoryMedia) -> None:
@@ -108,12 +129,7 @@ async def test_a_stream_that_is_heard_is_not_over_whoever_says_so(
 ):
     call, media = talking
 
-    async def speak():
-        while True:
-            media.say(bytes(160))
-            await trio.sleep(0.02)
-
-    nursery.start_soon(speak)
+    nursery.start_soon(speak, media)
     reply = await calls.resume("CA1", AGENT)
     nursery.cancel_scope.cancel()
 
@@ -219,22 +235,57 @@ async def test_a_caller_whom_the_carrier_has_taken_away_gets_no_stream_before_it
     autojump_clock, calls, talking, nursery
 ):
     call, media = talking
-    outcomes = []
-
-    async def transfer():
-        outcomes.append(await call.transfer("sales", "+15005550123"))
-
-    nursery.start_soon(transfer)
-    await wait_all_tasks_blocked()
-    media.hang_up()
-    await wait_all_tasks_blocked()
+    outcomes = await away(nursery, call, media)
     reply = await calls.resume("CA1", AGENT)
-    back = calls.update_transfer(TransferUpdate("CA1", CallStatus.BUSY, wants_document=True))
-    await come_back(calls, nursery, back)
+    await come_back(calls, nursery, await calls.update_transfer(BUSY, AGENT))
 
     assert reply == EndCall()
     assert outcomes == [CallStatus.BUSY]
     assert call.conversation.stage is Stage.TALK
+
+
+async def test_a_caller_on_the_way_back_gets_a_stream_as_often_as_the_carrier_asks(
+    autojump_clock, calls, talking, nursery
+):
+    call, media = talking
+    await away(nursery, call, media)
+    await calls.update_transfer(BUSY, AGENT)
+    again = await come_back(calls, nursery, await calls.update_transfer(BUSY, AGENT))
+
+    assert again.closed is None
+    assert call.conversation.stage is Stage.TALK
+
+
+async def test_a_request_kept_from_a_transfer_does_not_take_the_line_of_a_caller_who_is_back(
+    autojump_clock, calls, talking, nursery
+):
+    call, media = talking
+    await away(nursery, call, media)
+    again = await come_back(calls, nursery, await calls.update_transfer(BUSY, AGENT))
+
+    nursery.start_soon(speak, again)
+    reply = await calls.update_transfer(BUSY, AGENT)
+    nursery.cancel_scope.cancel()
+
+    assert reply == EndCall()
+    assert calls.tickets.of(call) == []
+    assert call.end_reason is None
+    assert again.closed is None
+
+
+async def test_who_repeats_a_transfers_end_gets_no_more_streams_than_any_who_asks(
+    autojump_clock, calls, talking, nursery
+):
+    call, media = talking
+    await away(nursery, call, media)
+    media = await come_back(calls, nursery, await calls.update_transfer(BUSY, AGENT))
+    for _ in range(MAX_STREAMS_PER_MIN):
+        await lose(media)
+        media = await come_back(calls, nursery, await calls.update_transfer(BUSY, AGENT))
+    await lose(media)
+
+    assert await calls.update_transfer(BUSY, AGENT) == EndCall()
+    assert call.end_reason is EndReason.CALLER_GONE
 
 
 async def test_now_and_then_a_call_may_lose_its_line_for_ever(
