@@ -71,7 +71,7 @@ class Alone:
     ) -> None:
         """Nobody would go on with a call: it is not kept."""
 
-    def release(self, call_sid: str, generation: int) -> None:
+    def release(self, call_sid: str, generation: int, *, has_begun: bool = True) -> None:
         """Nobody has to know."""
 
     async def dial_turn(self, account: str, calls_per_s: float, max_wait_s: float) -> float | None:

@@ -328,16 +328,21 @@ class Cluster:
         """For the how-manieth time a call of ours is somebody's."""
         return self._held.get(call_sid, 1)
 
-    def release(self, call_sid: str, generation: int | None = None) -> None:
+    def release(
+        self, call_sid: str, generation: int | None = None, *, has_begun: bool = True
+    ) -> None:
         """A call is forgotten here; what comes about it now is about nothing.
 
         Args:
             call_sid: The call.
             generation: At which it was claimed, if it is not one that has been held.
+            has_begun: False for one that was to be ours, and has not begun: it may begin yet, here
+                or elsewhere.
         """
         if self.are_several:
             held = self._held.pop(call_sid, 1)
-            self.registry.release(call_sid, held if generation is None else generation)
+            generation = held if generation is None else generation
+            self.registry.release(call_sid, generation, has_begun=has_begun)
 
     def let_go(
         self, call_sid: str, generation: int, *, is_moved: bool = False, left: bytes = b""

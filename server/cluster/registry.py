@@ -256,8 +256,15 @@ class Registry(Protocol):
         """
         ...
 
-    def release(self, call_sid: str, generation: int) -> None:
-        """A call is over: what comes about it from now on is about nothing."""
+    def release(self, call_sid: str, generation: int, *, has_begun: bool = True) -> None:
+        """A call is over: what comes about it from now on is about nothing.
+
+        Args:
+            call_sid: The call.
+            generation: For the how-manieth time it is somebody's.
+            has_begun: False for one that was to be ours, and has not begun: it is nobody's again,
+                or ours, should it be asked about once more.
+        """
         ...
 
     # -- what all processes share: may wait ----------------------------------------------------

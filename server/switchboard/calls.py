@@ -311,12 +311,12 @@ class Calls:
         if call is None:
             try:
                 self.check_admission()
+                call = self._new.make(self.carrier, "inbound", number, agent, **wishes)
+                self._begin(call, call_sid)
             except CallRefused:
-                # Another process has chosen this one for it.
-                self._cluster.release(call_sid, wishes.get("generation", 1))
+                # It was to be ours. Should it be asked about again, there may be room for it.
+                self._cluster.release(call_sid, wishes.get("generation", 1), has_begun=False)
                 raise
-            call = self._new.make(self.carrier, "inbound", number, agent, **wishes)
-            self._begin(call, call_sid)
         if call.apology.fetch():
             return apology_of(call.conversation.party.agent)
         return ConnectStream(self.tickets.issue(call, trio.current_time()))

@@ -291,6 +291,11 @@ def add_webhooks(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
                 reply: Reply = EndCall()
             else:
                 reply = await service.begin_call(asked, generation=generation)
+        except BaseException:
+            # Whoever has asked is gone, as a rule. Should somebody ask again, it begins then.
+            if calls.register.get(call_sid) is None:
+                service.cluster.release(call_sid, generation, has_begun=False)
+            raise
         finally:
             service.cluster.new_calls.answered()
         return document(reply)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,6 +114,66 @@ def test_a_call_is_urgent_until_what_was_in_haste_is_written():
     assert ours.take_of("CA1") == []
 
 
+def test_a_call_that_has_not_begun_is_given_back_once_and_forgotten():
+    ours = Ours()
+    ours.announce("CA1", 1)
+    ours.release("CA1", 1, has_begun=False)
+    ours.release("CA1", 1, has_begun=False)
+    (write,) = ours.take(9)
+    lists = ours.lists([write])
+    held = ours.is_held("CA1", 1)
+    ours.was_written(write)
+
+    assert (write.is_given_back, held) == (True, False)
+    assert (list(lists.join), list(lists.leave)) == ([], ["CA1"])
+    assert (ours.known, ours.unsaid) == (0, 0)
+
+
+@pytest.mark.parametrize("given_back_at", [1, 2])
+def test_a_call_that_is_given_back_may_be_ours_anew_before_that_is_written(given_back_at):
+    ours = Ours()
+    ours.announce("CA1", given_back_at)
+    written(ours)
+    ours.release("CA1", given_back_at, has_begun=False)
+    ours.announce("CA1", 1)
+
+    assert ours.is_held("CA1", 1)
+    assert written(ours) == [("CA1", 1, None, False)]
+    ours.say_all_again()
+    assert written(ours) == [("CA1", 1, None, False)]
+
+
+def test_a_call_that_is_ours_anew_while_it_is_given_back_is_not_there_and_said_again():
+    ours = Ours()
+    ours.announce("CA1", 1)
+    written(ours)
+    ours.release("CA1", 1, has_begun=False)
+    (write,) = ours.take(9)
+    ours.announce("CA1", 1)
+    ours.was_written(write)
+    is_there = ours.is_there("CA1", 1)
+    lists = ours.lists(ours.take(9))
+
+    assert not is_there
+    assert list(lists.join) == ["CA1"]
+    assert written(ours) == [("CA1", 1, None, False)]
+
+
+def test_a_call_that_is_over_is_never_given_back():
+    ours = Ours()
+    ours.announce("CA1", 1)
+    ours.release("CA1", 1)
+    ours.release("CA1", 1, has_begun=False)
+    ours.announce("CA2", 2)
+    ours.release("CA2", 1, has_begun=False)
+    writes = ours.take(9)
+
+    assert [(each.is_over, each.is_given_back) for each in writes] == [
+        (True, False),
+        (False, False),
+    ]
+
+
 def test_that_a_state_is_too_large_is_told_once_a_call():
     ours = Ours()
 
@@ -121,13 +182,14 @@ def test_that_a_state_is_too_large_is_told_once_a_call():
     assert told == [True, False, True, False]
 
 
-def test_ends_that_could_not_be_said_are_bounded_and_live_calls_are_kept(monkeypatch):
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_ends_that_could_not_be_said_are_bounded_and_live_calls_are_kept(monkeypatch, has_begun):
     monkeypatch.setattr(ours_module, "MAX_OVER", 10)
     ours = Ours()
     ours.keep("CA-live", 1, b"state")
     for number in range(100):
         ours.announce(f"CA{number}", 1)
-        ours.release(f"CA{number}", 1)
+        ours.release(f"CA{number}", 1, has_begun=has_begun)
 
     known = ours.known
     found = written(ours)

@@ -147,6 +147,48 @@ async def test_a_process_that_begins_a_call_too_late_does_nothing_to_whoever_has
     assert await current(second, "CA1", 2)
 
 
+async def test_a_call_that_has_not_begun_is_whoevers_is_asked_next(three):
+    first, second, third = three
+    await second.claim("CA1", first.me)
+    first.release("CA1", 1, has_begun=False)
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert await second.claim("CA1", third.me) == Holding(third.me, 1)
+    assert first._writing._ours.known == 0
+    assert first.losses == 0
+
+
+async def test_a_call_that_is_anothers_or_kept_or_over_is_not_given_back(three):
+    first, second, _ = three
+    await first.claim("CA-theirs", second.me)
+    await first.claim("CA-kept")
+    first.keep("CA-kept", 1, b"state")
+    await first.claim("CA-over")
+    first.release("CA-over", 1)
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    for call_sid in ("CA-theirs", "CA-kept", "CA-over"):
+        first.release(call_sid, 1, has_begun=False)
+    await until(lambda: first._writing._ours.unsaid == 0)
+
+    assert await first.owner("CA-theirs") == Holding(second.me, 1)
+    assert await second.seize("CA-kept", Holding(first.me, 1)) == Seized(2, b"state")
+    assert await settled(first, "CA-over") is None
+    assert await second.seize("CA-over", Holding(first.me, 1)) is None
+
+
+async def test_a_call_that_was_anothers_and_has_not_begun_stays_with_whoever_has_seized_it(three):
+    first, second, third = three
+    await second.seize("CA1", await second.claim("CA1", first.me))
+    second.release("CA1", 2, has_begun=False)
+    await until(lambda: second._writing._ours.unsaid == 0)
+
+    assert await third.claim("CA1") == Holding(second.me, 2)
+    second.announce("CA1", 2)
+    await until(lambda: second._writing._ours.unsaid == 0)
+    assert await current(second, "CA1", 2)
+
+
 async def test_a_state_is_made_when_it_is_written_of_the_call_as_it_is_then(three):
     first, second, _ = three
     talk = Talk()

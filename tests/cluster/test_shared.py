@@ -68,6 +68,58 @@ async def test_a_webhook_that_was_kept_makes_no_call_ours_again_that_has_ended_h
         assert ours.known == 0
 
 
+@pytest.mark.parametrize("is_written", [True, False], ids=["written", "not written yet"])
+async def test_a_call_that_was_refused_once_and_is_taken_when_it_is_asked_about_again_goes_on(
+    monkeypatch, redis, is_written
+):
+    form = {"CallSid": CALL_SID, "From": "+15005550001", "CallStatus": "ringing"}
+    async with nodes_with_redis(monkeypatch, redis, ("a",), max_calls=1) as (server,):
+        form["AccountSid"] = server.twilio.account_sid
+        calls, registry = server.service.calls, server.service.cluster.registry
+        ours = registry._writing._ours
+        sid = (await server.make_call(RINGS_FOR_LONG)).json()["call_sid"]
+        if not is_written:
+            monkeypatch.setattr("server.cluster.redis.writing.WRITE_S", 60.0)
+        refused = await server.signed_post("/twiml", form)
+        if is_written:
+            await until(lambda: not ours.unsaid)
+        calls.register.get(sid).end(EndReason.HUNG_UP)
+        await until(lambda: not calls.live_count)
+        taken = await server.signed_post("/twiml", form)
+        await until(lambda: not ours.unsaid)
+        (call,) = calls.register.live
+        goes_on, holding = call.end_reason is None, await registry.owner(CALL_SID)
+        call.end(EndReason.HUNG_UP)
+
+    assert "<Connect" not in refused.text
+    assert "<Connect" in taken.text
+    assert goes_on
+    assert holding == Holding(server.service.cluster.me, 1)
+
+
+async def test_a_call_whose_webhook_is_given_up_before_it_begins_is_given_back(monkeypatch, redis):
+    form = {"CallSid": CALL_SID, "From": "+15005550001", "CallStatus": "ringing"}
+    async with nodes_with_redis(monkeypatch, redis, ("a",)) as (server,):
+        form["AccountSid"] = server.twilio.account_sid
+        ours = server.service.cluster.registry._writing._ours
+        asked = trio.Event()
+
+        async def choose_for_ever(call):
+            asked.set()
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(server.service, "choose_agent", choose_for_ever)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.signed_post, "/twiml", form)
+            await asked.wait()
+            known = ours.known
+            nursery.cancel_scope.cancel()
+        await until(lambda: not ours.known)
+
+        assert known == 1
+        assert not [key for key in list(redis.keys()) if CALL_SID in key]
+
+
 async def test_a_call_of_another_machine_is_looked_up_and_hung_up(monkeypatch, redis):
     async with nodes_with_redis(monkeypatch, redis) as (first, second):
         sid = (await first.make_call(RINGS_FOR_LONG)).json()["call_sid"]

@@ -126,7 +126,7 @@ class Shared(Alone):
         if not self.store.is_away and (theirs is None or theirs.generation <= generation):
             self.store.calls[call_sid] = ours
 
-    def release(self, call_sid: str, generation: int) -> None:
+    def release(self, call_sid: str, generation: int, *, has_begun: bool = True) -> None:
         if self.store.calls.get(call_sid) == Holding(self.me, generation):
             del self.store.calls[call_sid]
 

@@ -379,8 +379,8 @@ class Directory:
         in_haste = in_haste or has_ended or not state
         self._keeper.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
 
-    def release(self, call_sid: str, generation: int) -> None:
-        """A call is over: what comes about it from now on is about nothing."""
+    def release(self, call_sid: str, generation: int, *, has_begun: bool = True) -> None:
+        """A call is over, or has not begun, and is nobody's again: the link says no more of it."""
         if self._unannounced.get(call_sid) == generation:
             del self._unannounced[call_sid]
         with self._told():

@@ -31,6 +31,8 @@ class Write(msgspec.Struct, frozen=True):
     has_ended: bool
     """Whether that is what is left of a call that has ended."""
     is_over: bool
+    is_given_back: bool
+    """Whether that is so because it has not begun."""
     change: int
     """Which of all changes it is."""
 
@@ -47,6 +49,8 @@ class _Call:
     is_left: bool = False
     """The state is what is left of it: it has ended."""
     is_over: bool = False
+    is_given_back: bool = False
+    """It is over because it has not begun, and may be ours anew."""
     change: int = 0
     is_listed: bool = False
     is_there: bool = False
@@ -117,11 +121,12 @@ class Ours:
         call.is_urgent = call.is_urgent or in_haste
         self._changed(call_sid)
 
-    def release(self, call_sid: str, generation: int) -> None:
-        """A call of ours is over."""
+    def release(self, call_sid: str, generation: int, *, has_begun: bool = True) -> None:
+        """A call of ours is over, or has not begun: see :meth:`Registry.release`."""
         if (call := self._ours(call_sid, generation)) is None:
             return
         call.is_over = True
+        call.is_given_back = not has_begun
         call.state = None
         call.is_state_new = False
         self._over[call_sid] = None
@@ -192,7 +197,15 @@ class Ours:
     def _write(self, call_sid: str) -> Write:
         call = self._calls[call_sid]
         state = call.state if call.is_state_new else None
-        return Write(call_sid, call.generation, state, call.is_left, call.is_over, call.change)
+        return Write(
+            call_sid,
+            call.generation,
+            state,
+            call.is_left,
+            call.is_over,
+            call.is_given_back,
+            call.change,
+        )
 
     def lists(self, writes: Sequence[Write]) -> Lists:
         """What changes with them in the list of our calls."""
@@ -210,7 +223,7 @@ class Ours:
         if call is None or call.generation != write.generation:
             return
         call.is_listed = not write.is_last
-        call.is_there = True
+        call.is_there = not write.is_given_back
         if call.change != write.change:
             return
         if write.is_last:
@@ -232,7 +245,7 @@ class Ours:
     def _ours(self, call_sid: str, generation: int) -> _Call | None:
         """The call, made known if it was not; None if what is said of it is out of date."""
         call = self._calls.get(call_sid)
-        if call is None or call.generation < generation:
+        if call is None or call.generation < generation or call.is_given_back:
             self._over.pop(call_sid, None)
             call = self._calls[call_sid] = _Call(generation)
         elif call.generation > generation or call.is_over:

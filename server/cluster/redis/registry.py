@@ -415,9 +415,9 @@ class RedisRegistry:
         """What another process needs to go on with this call; more than 64 kB is not kept."""
         self._writing.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
 
-    def release(self, call_sid: str, generation: int) -> None:
-        """A call is over."""
-        self._writing.release(call_sid, generation)
+    def release(self, call_sid: str, generation: int, *, has_begun: bool = True) -> None:
+        """A call is over, or has not begun, and is nobody's again."""
+        self._writing.release(call_sid, generation, has_begun=has_begun)
 
     # -- what all processes share --------------------------------------------------------------
 

@@ -101,6 +101,12 @@ redis.call('HSET', KEYS[1], 'n', ARGV[1], 'g', g, 'o', 1)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 """
+# What was another's before may be that one's yet, should it only have been slow: it stays ours, and
+# is asked for here.
+_GIVE_BACK = """
+local h = redis.call('HMGET', KEYS[1], 'n', 'g', 'o', 's')
+if h[1] == ARGV[1] and h[2] == '1' and not h[3] and not h[4] then redis.call('DEL', KEYS[1]) end
+"""
 _JOIN = """
 for i = 2, #ARGV do redis.call('SADD', KEYS[1], ARGV[i]) end
 redis.call('EXPIRE', KEYS[1], ARGV[1])
@@ -254,6 +260,10 @@ class Steps:
     def over(self, call_sid: str, member: str, generation: int) -> Step:
         """Say that a member's call is over, unless somebody has it since: 1 or 0."""
         return Step(_OVER, self._call(call_sid), (member, generation, OVER_TTL_S))
+
+    def give_back(self, call_sid: str, member: str) -> Step:
+        """Make a member's call that has not begun nobody's, if nobody had it before."""
+        return Step(_GIVE_BACK, self._call(call_sid), (member,))
 
     def join(self, member: str, call_sids: Sequence[str]) -> Step:
         """Write calls into the list of a member's; whose they really are is said by each."""

@@ -91,9 +91,9 @@ class Writing:
         self._ours.keep(call_sid, generation, state, in_haste=in_haste, has_ended=has_ended)
         self._wake(in_haste=in_haste)
 
-    def release(self, call_sid: str, generation: int) -> None:
-        """A call of ours is over."""
-        self._ours.release(call_sid, generation)
+    def release(self, call_sid: str, generation: int, *, has_begun: bool = True) -> None:
+        """A call of ours is over, or has not begun: see :meth:`Registry.release`."""
+        self._ours.release(call_sid, generation, has_begun=has_begun)
         self._wake()
 
     def is_held(self, call_sid: str, generation: int) -> bool:
@@ -196,7 +196,12 @@ class Writing:
         over = [write for write in writes if write.is_over]
         others = [write for write in writes if not write.is_over]
         put = self._steps.put(self._me, await made_in_turn(self._put, others))
-        batch = [self._steps.over(one.call_sid, self._me, one.generation) for one in over]
+        batch = [
+            self._steps.give_back(one.call_sid, self._me)
+            if one.is_given_back
+            else self._steps.over(one.call_sid, self._me, one.generation)
+            for one in over
+        ]
         if lists.join:
             batch.append(self._steps.join(self._me, list(lists.join)))
         if lists.leave:
