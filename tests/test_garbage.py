@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
 from server import garbage
+from tests.support.kept_garbage import garbage_kept
 from tests.support.processes import printed_by
 
 
@@ -119,6 +120,14 @@ def test_what_has_become_free_between_what_stays_is_given_back(tmp_path):
     )
 
     assert int(printed_by(script, tmp_path)) > 40_000
+
+
+def test_giving_memory_back_leaves_nothing_to_the_collector():
+    with garbage_kept() as left:
+        for _ in range(3):
+            garbage.give_back()
+
+    assert left == []
 
 
 async def test_two_servers_of_one_process_do_not_take_it_from_each_other(pythons_own_way):
