@@ -86,7 +86,10 @@ class Watch:
         c = self._conversation
         if self._first_words is not None:
             if self._first_words:
-                c.turns.ask(Awaited.CONTINUATION, trio.current_time())
+                now = trio.current_time()
+                c.turns.ask(Awaited.CONTINUATION, now)
+                if c.stage is Stage.FAREWELL:  # where no watchdog sees to what is owed
+                    c.turns.rest_due = now + c.turns.patience.reply_timeout_s
                 c.session.send_text(self._first_words)
         elif greeting := greeting_of(c.party.agent):
             c.turns.ask(Awaited.GREETING, trio.current_time())
@@ -124,7 +127,7 @@ class Watch:
             return
         if now >= turns.rest_due:
             turns.rest_due = NEVER
-            if turns.has_more_to_come(now):
+            if turns.owes_rest or turns.has_more_to_come(now):
                 self._conversation.session.send_text(NUDGES[Awaited.CONTINUATION])
         with trio.move_on_at(turns.rest_due):
             await changed.wait()

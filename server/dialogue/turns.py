@@ -4,8 +4,7 @@ Every turn of the caller's must get agent audio that can be heard. A model that 
 socket open is the most common failure there is, and no error says so: only the outcome does. So
 :class:`Turns` is told what both sides do and keeps the times by which something must have happened;
 ``decide`` says what to do when it has not. Each remedy is a rung of a ladder, tried only when the
-one before was in vain. The same clockwork notices a caller who has gone quiet and a call that is
-about to reach its longest duration.
+one before was in vain. Callers gone quiet, and calls about to be too long, are noticed likewise.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Turns:
     """The functions that the model waits for: by the id of each the turn in which it was called."""
     rest_due: float = NEVER
     """When the caller has heard what came of a turn that the model broke off for nobody, and may
-    wait for the rest; or waits for too long for that of a goodbye that a lost line has cut."""
+    wait for the rest; or waits for too long for that of a goodbye."""
     audible_turn: int = -1
     """The agent's newest turn that can be heard; -1 before there is one."""
     spoke_at: float = -NEVER
@@ -92,11 +91,16 @@ class Turns:
         """Whether the caller speaks or is owed a word, or the model waits for a function."""
         return self.caller_speaking or self._awaited is not None or bool(self.tools_open)
 
+    @property
+    def owes_rest(self) -> bool:
+        """Whether the agent owes the rest of what it has broken off, or was cut off in."""
+        return self._awaited is Awaited.CONTINUATION
+
     def has_more_to_come(self, now: float) -> bool:
         """Whether more of what the agent says comes by itself: the model has said that it is at
         work on it, and may still be believed, or a connection was lost in the middle of it.
         """
-        is_asked_for = self._awaited is Awaited.CONTINUATION and self._fault is None
+        is_asked_for = self.owes_rest and self._fault is None
         return is_asked_for or now < self._working_until
 
     def is_content_with(self, turn: int) -> bool:
@@ -121,6 +125,7 @@ class Turns:
             self._time_left.answered(now, ends_at, self.patience)
         if self._awaited is not None:
             self._deadline = max(self._deadline, now + self._timeout_s)
+            self.rest_due = self._deadline if self.rest_due < NEVER else NEVER
 
     def ask(self, awaited: Awaited, now: float) -> None:
         """The agent owes the caller something from now on."""
@@ -160,8 +165,7 @@ class Turns:
             speech_s: How much of it was speech.
             agent_until: Until when the agent is heard: short words over it demand no answer.
             sure: Whether a judge of voices was sure of it; None where none was asked.
-            may_hasten: Whether the model may be asked sooner than usual: not one whose answer is
-                cut off by that, for it may be on its way.
+            may_hasten: Whether the model may be asked sooner than usual: no answer is cut by that.
         """
         self.caller_speaking = False
         self._quiet_since = self._owed_since = now
@@ -193,10 +197,8 @@ class Turns:
         self._deadline = min(max(self._deadline, asked_at + self._timeout_s), latest)
 
     def caller_active(self, now: float) -> None:
-        """The caller has given a sign of life that no detector of ours has found.
-
-        It is a key, a recognised word, or an interruption that the model has noticed.
-        """
+        """The caller has given a sign of life that no detector of ours has found: a key, a word
+        that was recognised, or an interruption that the model has noticed."""
         self._prompts = 0
         self._deadline = self._haste.sign(self._deadline)
         self._belief.sign(now)
@@ -392,9 +394,8 @@ class Turns:
         self.tools_open.update(dict.fromkeys(ids, turn))
 
     def tools_answered(self, ids: Iterable[str], now: float, *, owed_from: float = NEVER) -> None:
-        """Functions were answered, or called off.
-
-        What the agent said before it called them may have been no answer: then that is still owed.
+        """Functions were answered, or called off. What the agent said before it called them may
+        have been no answer: then that is still owed.
 
         Args:
             ids: The calls.
@@ -435,7 +436,9 @@ class Turns:
         self._turn.over = True
         self._slow_turns = 0
         if self._awaited is not None:
+            was_due = self.rest_due < NEVER
             self._expect(self._awaited, now, self.patience.rung_timeout_s)
+            self.rest_due = self._deadline if was_due else NEVER
 
     # -- what to do ------------------------------------------------------------------------
 

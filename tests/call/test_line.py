@@ -1246,6 +1246,53 @@ async def test_a_model_that_falls_silent_in_a_goodbye_that_a_lost_line_has_cut_i
     assert line.call.end_reason in (EndReason.DRAINED, EndReason.AGENT_HUNG_UP)
 
 
+async def loses_line_in_goodbye(line: Line, whose: str) -> None:
+    """The line is lost in the middle of a goodbye, and comes back: the rest of it is asked for."""
+    if whose == "ours":
+        line.call.farewell.begin(EndReason.DRAINED)
+    else:
+        line.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+    line.says(5, turn=1, text="one two three four five")
+    await trio.sleep(3.0)
+    await line.lose()
+    await trio.sleep(0.3)
+    await line.come_back()
+
+
+@pytest.mark.parametrize("whose", ["ours", "the agent's"])
+async def test_an_empty_turn_is_not_the_rest_of_a_goodbye_that_a_lost_line_has_cut(
+    autojump_clock, nursery, whose
+):
+    line = Line(nursery, patience=QUIET)
+    await line.answer()
+    await loses_line_in_goodbye(line, whose)
+    line.session.event(TurnComplete(2, None))
+    await line.call.finished.wait()
+
+    assert line.texts.count(ASK_ON) == 1
+
+
+@pytest.mark.parametrize("whose", ["ours", "the agent's"])
+async def test_the_rest_of_a_goodbye_is_asked_for_though_the_model_was_connected_anew_meanwhile(
+    autojump_clock, nursery, whose
+):
+    line = Line(nursery, patience=QUIET)
+    await line.answer()
+    await loses_line_in_goodbye(line, whose)
+    await trio.sleep(1.0)
+    line.session.event(Reconnected("connection lost", Way.RESUME, "model", 0.2, 0.0, 0.0))
+    await trio.sleep(QUIET.rung_timeout_s - 0.1)
+    before = line.texts.count(ASK_ON)
+    await trio.sleep(0.2)
+    asked, half = line.texts.count(ASK_ON), line.call.end_reason
+    await line.call.finished.wait()
+
+    assert half is None
+    assert (before, asked) == (0, 1)
+    assert line.texts.count(ASK_ON) == 1
+
+
 async def test_a_phone_that_rings_has_no_line_to_lose(autojump_clock, nursery):
     line = Line(nursery)
     nursery.start_soon(line.call.run)

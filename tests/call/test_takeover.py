@@ -19,7 +19,7 @@ from websockets.frames import Close
 from codec.ear import SpeechEnded, SpeechStarted
 from server.agent import phrases
 from server.agent.agent import Agent
-from server.agent.builtin import TRANSFER_NAME
+from server.agent.builtin import TRANSFER_NAME, hang_up
 from server.agent.outcome import outcome_schema, outcome_tool
 from server.agent.tool import tool
 from server.call.call import Call
@@ -27,7 +27,13 @@ from server.call.conversation import Stage
 from server.call.options import CallOptions
 from server.call.takeover import keeping
 from server.call.takeover.fence import HELD_UP_S, KEPT_WITHIN_S
-from server.call.takeover.state import AwayState, CallState, MachineState, StateUnreadable
+from server.call.takeover.state import (
+    AwayState,
+    CallState,
+    MachineState,
+    StateUnreadable,
+    ToolState,
+)
 from server.carrier import (
     AnsweredBy,
     CallStatus,
@@ -1120,7 +1126,8 @@ async def test_a_model_is_told_of_another_processes_functions_before_a_transfer_
         leaves_functions(call)
         nursery.start_soon(_give_up, call)
         await trio.sleep(0.3)
-        first.calls.update_transfer(TransferUpdate(SID, CallStatus.BUSY, wants_document=True))
+        busy = TransferUpdate(SID, CallStatus.BUSY, wants_document=True)
+        await first.calls.update_transfer(busy, AGENT)
         await first.die()
         taken = second.take_up(AGENT)
         await trio.sleep(1.0)
@@ -1140,6 +1147,11 @@ async def test_a_model_is_told_of_another_processes_functions_before_a_transfer_
     assert service.opened_with[0][0] == "handle-1"
 
 
+def hanging_up(state: CallState) -> tuple[ToolState, ...]:
+    """The functions of a call that has also called ``hang_up``, beside one that it waits for."""
+    return (*state.tools, ToolState("id-4", hang_up.name, is_done=False))
+
+
 async def test_the_first_words_or_the_session_tell_of_another_processes_functions_and_never_none(
     autojump_clock, nursery
 ):
@@ -1153,7 +1165,7 @@ async def test_the_first_words_or_the_session_tell_of_another_processes_function
         states = {
             "not greeted": silent,
             "talking": talking,
-            "leaving": replaced(talking, is_leaving=True),
+            "leaving": replaced(talking, is_leaving=True, tools=hanging_up(talking)),
             "away": replaced(talking, away=AwayState("sales", NUMBER, has_failed=True)),
             "to a machine": replaced(talking, machine=MachineState(None, "message")),
         }
@@ -1179,6 +1191,38 @@ async def test_the_first_words_or_the_session_tell_of_another_processes_function
 
     assert told.pop("talking") == (True, True)
     assert set(told.values()) == {(False, False)}
+
+
+TAKES_ITS_TIME = CallOptions(farewell_timeout_s=10.0, media_timeout_s=600.0, greeting_protect_s=0.0)
+
+
+async def test_a_model_that_does_not_say_the_goodbye_of_a_call_that_was_taken_over_is_asked_again(
+    autojump_clock, nursery
+):
+    async with two(nursery) as (registry, first, _):
+        _, media = await on_the_line(first, nursery, AGENT)
+        await says(first, media, 1, "Good morning.")
+        leaving = replaced(registry.state, is_leaving=True)
+        await first.die()
+        process = Process(registry, options=TAKES_ITS_TIME)
+        await nursery.start(process.run)
+        registry.to_write = None
+        registry.written.append(leaving.encode())
+        taken = process.take_up(AGENT)
+        await process.connect(nursery)
+        texts = process.calls.model.session.texts
+        patience_s = taken.conversation.options.patience.reply_timeout_s
+        await trio.sleep(patience_s - 0.2)
+        before = [text for _, text in texts]
+        await trio.sleep(0.4)
+        half, asked = taken.end_reason, [text for _, text in texts]
+        taken.end(EndReason.HUNG_UP)
+        await taken.finished.wait()
+        process._scope.cancel()
+
+    assert half is None
+    assert before == [phrases.GOODBYE_AGAIN]
+    assert asked == [*before, phrases.NUDGE_TO_CONTINUE]
 
 
 LEAVES_MESSAGES = CallOptions(

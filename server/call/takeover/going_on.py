@@ -10,7 +10,7 @@ import trio
 
 from server.agent import phrases
 from server.agent.agent import Agent
-from server.agent.builtin import TRANSFER_NAME
+from server.agent.builtin import TRANSFER_NAME, hang_up
 from server.agent.outcome import (
     TOOL_NAME,
     OutcomeSchema,
@@ -84,10 +84,13 @@ def standing_of(c: Conversation, state: CallState) -> Standing | None:
     """How far the model's session had come; None for one that nobody has talked with.
 
     Before a call is answered its session is worth nothing: another greets as well. A transfer that
-    is under way is gone on with, and the model is told what becomes of it.
+    is under way is gone on with, and the model is told what becomes of it; and so is a goodbye.
     """
     if state.answered_at is None:
         return None
+    gone_on_with = {TRANSFER_NAME} if state.away is not None else set()
+    if state.is_leaving:
+        gone_on_with.add(hang_up.name)
     return Standing(
         state.turn,
         state.handle,
@@ -96,9 +99,7 @@ def standing_of(c: Conversation, state: CallState) -> Standing | None:
         state.key_name,
         done=_tools(state, are_done=True),
         interrupted=tuple(
-            name
-            for name in _tools(state, are_done=False)
-            if state.away is None or name != TRANSFER_NAME
+            name for name in _tools(state, are_done=False) if name not in gone_on_with
         ),
         in_first_words=_is_taken_up_talking(c, state),
     )
