@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import structlog
 import trio
@@ -28,13 +28,12 @@ from server.carrier import CarrierCommand, Clear, SendAudio
 from server.errors import ConfigurationError
 from server.hooks.sockets import NoThread
 from server.hooks.trio_clock import is_standing, missed_s, told_of_pauses
-from server.media.wav import STEREO_FRAME_BYTES, STEREO_HEAD_BYTES, stereo_head, stereo_of_mulaw
 from server.metrics import Metrics, RecordingStopped
+from server.records.wav_file import SAMPLES_PER_S, WavFile
 from server.records.waveform import Waveforms
 
 logger: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-SAMPLES_PER_S = 8_000
 WRITE_EVERY_S = 1.0
 STALL_S = 5.0
 """Without caller audio for so long, silence is written: less may still be made up for."""
@@ -261,66 +260,13 @@ class Recorder:
 
 
 # ------------------------------------------------------------------------------------------
-# The file, in a thread
-
-
-class _WavFile:
-    """Appends, and says in the header how much there is. Everything here may block."""
-
-    def __init__(self, path: Path) -> None:
-        # The file gets its name when it has a header: under that name it is always a WAV.
-        self._samples = 0
-        unready = path.with_suffix(".part")
-        try:
-            self._write_all_to(unready)
-            unready.replace(path)
-        except OSError:
-            with suppress(OSError):
-                unready.unlink()
-            raise
-        self._file: BinaryIO = path.open("r+b", buffering=0)
-
-    def _write_all_to(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_bytes(stereo_head(0, SAMPLES_PER_S))
-
-    def append(self, caller: bytes, agent: bytes) -> None:
-        """Add as many samples to both sides.
-
-        Raises:
-            OSError: The disk is full or gone; what was written before stays a whole WAV.
-        """
-        frames = memoryview(stereo_of_mulaw(caller, agent))
-        self._file.seek(STEREO_HEAD_BYTES + self._samples * STEREO_FRAME_BYTES)
-        while frames:
-            frames = frames[self._file.write(frames) :]
-        self._now_has(self._samples + len(caller))
-
-    def skip(self, count: int) -> None:
-        """Leave a hole of so many samples, which reads as silence; it may fail as above."""
-        samples = self._samples + count
-        self._file.truncate(STEREO_HEAD_BYTES + samples * STEREO_FRAME_BYTES)
-        self._now_has(samples)
-
-    def _now_has(self, samples: int) -> None:
-        # Only now: a header never speaks of what is not there.
-        self._file.seek(0)
-        self._file.write(stereo_head(samples, SAMPLES_PER_S))
-        self._samples = samples
-
-    def close(self) -> None:
-        with self._file:
-            self._file.truncate(STEREO_HEAD_BYTES + self._samples * STEREO_FRAME_BYTES)
+# All calls
 
 
 def _file_name(call_sid: str, part: int) -> str:
     name = call_sid if _UNIQUE.fullmatch(call_sid) else f"offhook.{call_sid}"
     return f"{name}.wav" if part == 1 else f"{name}.{part}.wav"
 
-
-# ------------------------------------------------------------------------------------------
-# All calls
 
 _Piece = tuple[Recorder, bytes, bytes, int, bool]
 """Of a recording, what the caller said and the agent, the gap after it, and whether that is all."""
@@ -376,7 +322,7 @@ class Recordings:
         self._metrics = metrics
         self._retention_days = retention_days
         self._recorders: set[Recorder] = set()
-        self._files: dict[Recorder, _WavFile] = {}
+        self._files: dict[Recorder, WavFile] = {}
         self._left: list[_Piece] = []  # for the next time
         self._refused_at = inf
         self._ended = trio.Event()
@@ -541,7 +487,7 @@ class Recordings:
         file = self._files.get(recorder)
         try:
             if file is None and recorder.stopped is None:
-                file = self._files[recorder] = _WavFile(
+                file = self._files[recorder] = WavFile(
                     self._directory / _file_name(recorder.call_sid, recorder.part)
                 )
             if file is not None and caller and recorder.stopped is None:

@@ -28,6 +28,7 @@ from server.hooks.trio_clock import STEP_S, is_standing, pausing_clock
 from server.metrics import Metrics
 from server.records import recording
 from server.records.recording import READERS, Recorder, Recordings
+from server.records.wav_file import WavFile
 from server.web import calls_api
 from server.web.calls_api import RecordingBody
 from tests.support.call_names import CALL_NAMES
@@ -409,8 +410,8 @@ async def test_calls_of_every_carrier_are_recorded_and_deleted_when_they_are_old
 KILLED = """
 import sys, time
 from pathlib import Path
-from server.records.recording import _WavFile
-file = _WavFile(Path(sys.argv[1]))
+from server.records.wav_file import WavFile
+file = WavFile(Path(sys.argv[1]))
 print("writing", flush=True)
 while True:
     file.append(bytes(range(256)) * 32, bytes(range(256)) * 32)
@@ -557,7 +558,7 @@ async def test_a_disk_that_hangs_ends_the_recordings_and_nobody_waits(tmp_path, 
         answers.append(trio.from_thread.run(released.wait))
 
     released = trio.Event()
-    monkeypatch.setattr(recording._WavFile, "append", hang)
+    monkeypatch.setattr(WavFile, "append", hang)
     with trio.fail_after(60):
         async with running(tmp_path) as recordings:
             recorder = recordings.begin(SID, trio.current_time() - 1.0)
@@ -577,7 +578,7 @@ async def test_while_a_disk_hangs_each_recording_is_left_once_however_often_it_i
 ):
     monkeypatch.setattr(recording, "MAX_BUFFER_S", 0.05)
     goes_on = threading.Event()
-    monkeypatch.setattr(recording._WavFile, "append", lambda *_: goes_on.wait(60.0))
+    monkeypatch.setattr(WavFile, "append", lambda *_: goes_on.wait(60.0))
     recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
     left: list[int] = []
     try:
@@ -606,14 +607,14 @@ async def test_a_stop_while_the_last_of_a_recording_is_written_leaves_it_whole(
     tmp_path, monkeypatch
 ):
     began, goes_on = trio.Event(), threading.Event()
-    append = recording._WavFile.append
+    append = WavFile.append
 
     def wait_and_append(self, caller: bytes, agent: bytes) -> None:
         trio.from_thread.run_sync(began.set)
         goes_on.wait(60.0)
         append(self, caller, agent)
 
-    monkeypatch.setattr(recording._WavFile, "append", wait_and_append)
+    monkeypatch.setattr(WavFile, "append", wait_and_append)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             recordings = Recordings(tmp_path, metrics=Metrics(CollectorRegistry()))
@@ -689,7 +690,7 @@ async def test_a_recording_that_cannot_be_begun_leaves_no_file_behind(tmp_path, 
         path.write_bytes(b"RIFF")
         raise OSError(errno.ENOSPC, "the disk is full")
 
-    monkeypatch.setattr(recording._WavFile, "_write_all_to", fail)
+    monkeypatch.setattr(WavFile, "_write_all_to", fail)
     async with running(tmp_path) as recordings:
         recorder = recordings.begin(SID, trio.current_time() - 1.0)
         recorder.caller(seconds(1, 1.0), 0, trio.current_time())
@@ -787,7 +788,7 @@ async def test_a_full_disk_does_not_end_the_call(tmp_path, monkeypatch, fast_clo
     def fail(self, caller, agent):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(recording._WavFile, "append", fail)
+    monkeypatch.setattr(WavFile, "append", fail)
     async with serving(recordings_dir=tmp_path) as server:
         call_sid = (await server.make_call("5550103")).json()["call_sid"]
         call = server.service.calls.register.get(call_sid)
