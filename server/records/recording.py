@@ -43,7 +43,10 @@ pause of the process all calls would make theirs at once."""
 MAX_BUFFER_S = 30.0
 """What a recording may hold in memory; a disk that is further behind is too slow for it."""
 JUMP_MS = 40
-"""A carrier's clock that is this far ahead of what came says that something is missing."""
+"""A carrier's clock that is this far ahead of what came says that something is missing; and what
+came that is this far ahead of now, that some of it has come late."""
+LATE_S = 30.0
+"""What came late is heard within so much audio; later ones are what clocks differ by."""
 CLOSE_TIMEOUT_S = 5.0
 SWEEP_EVERY_S = 3_600.0
 DAY_S = 86_400.0
@@ -90,6 +93,8 @@ class Recorder:
         self._began_at = began_at
         self._taken = 0  # samples that have left for the file
         self._caller = bytearray()  # from there on, without the gaps
+        self._made_up = 0  # silence that stands for what was missing last
+        self._since = 0  # what has come of the caller after it
         self._line_began = 0
         self._agent: deque[tuple[int, bytes]] = deque()  # where it is heard, and what
         self._play_end = 0
@@ -101,6 +106,7 @@ class Recorder:
         if self.stopped is None:
             self._pad_caller(self._sample(now))
             self._line_began = self._end
+            self._made_up = 0  # what the other stream has not brought never comes
 
     def caller(self, payload: bytes, timestamp_ms: int, now: float) -> None:
         """The caller said this, at this time of the stream's clock."""
@@ -111,6 +117,12 @@ class Recorder:
             # Whatever the carrier's clock says, it cannot be later than now.
             self._pad_caller(min(at, self._sample(now)))
         self._caller += payload
+        self._since += len(payload)
+        ahead = self._end - self._sample(now)
+        if ahead > JUMP_MS * (SAMPLES_PER_S // 1000):
+            taken_back = self._take_back(ahead)
+            # A clock that took what came first for what was said just now is as far ahead.
+            self._line_began -= min(taken_back, max(0, at + len(payload) - self._end))
 
     def sent(self, command: CarrierCommand, now: float) -> None:
         """Audio was sent to the carrier, which plays it after everything sent before."""
@@ -224,10 +236,45 @@ class Recorder:
 
     def _pad_caller(self, upto: int) -> None:
         missing = upto - self._end
-        if missing > GAP_S * SAMPLES_PER_S:
+        if missing <= 0:
+            return
+        if self._since:
+            self._made_up, self._since = 0, 0
+        self._made_up += missing
+        if self.gaps and sum(self.gaps[-1]) == self._end:
+            at, before = self.gaps.pop()
+            self.gaps.append((at, before + missing))
+        elif missing > GAP_S * SAMPLES_PER_S:
             self.gaps.append((self._end, missing))
-        elif missing > 0:
+        else:
             self._caller += SILENCE * missing
+
+    def _take_back(self, count: int) -> int:
+        """Shorten the silence made up last, as what it stood for has come late.
+
+        Of what has left for the file nothing is taken back: of what came late, the first is left
+        out instead, whose place that was.
+
+        Returns:
+            By how much; never more than was made up.
+        """
+        count = min(count, self._made_up)
+        if count == 0 or self._since > LATE_S * SAMPLES_PER_S:
+            return 0
+        of_gap = 0
+        if self.gaps and sum(self.gaps[-1]) == self._end - self._since:
+            at, missing = self.gaps.pop()
+            of_gap = min(count, missing)
+            if of_gap < missing:
+                self.gaps.append((at, missing - of_gap))
+        self._made_up -= of_gap
+        start = max(0, len(self._caller) - self._since - self._made_up)
+        before = len(self._caller)
+        del self._caller[start : start + count - of_gap]
+        of_caller = before - len(self._caller)
+        self._made_up -= of_caller
+        self._since = min(self._since, len(self._caller) - start)
+        return of_gap + of_caller
 
     def _fill_gap(self) -> None:
         """Make silence of the beginning of a gap, as far as the agent is heard there."""

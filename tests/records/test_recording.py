@@ -273,6 +273,120 @@ def test_gaps_change_nothing_of_what_is_heard_where(events):
     assert with_gaps.duration_s == without.duration_s == len(sounds[0][0]) / SECOND
 
 
+FRAME_S = 0.02
+NEAR = 2 * 160  # samples: what a carrier's clock may be ahead
+
+
+def frame(number: int) -> bytes:
+    return bytes([number % 250]) * 160
+
+
+def stalled(
+    stall_s: float,
+    *,
+    clock_is_late: bool = False,
+    takes_every_s: float = 1.0,
+    at_once: bool = False,
+    lost: int = 0,
+) -> bytes:
+    """The caller's side of a call whose stream stalls after a second and then brings all of it.
+
+    Two seconds after that the call is over.
+
+    Args:
+        stall_s: How long nothing comes.
+        clock_is_late: Whether the stream has no clock of its own, as Asterisk's, so that what
+            comes first after the stall is taken for what was said just now.
+        takes_every_s: How often the writer takes.
+        at_once: Whether what comes after the first frame is told of in one piece.
+        lost: How many of the first frames of the stall never come.
+    """
+    recorder = make_recorder(0.0)
+    pieces, took_at = [], 0.0
+    back_at = 1.0 + stall_s
+    first = 50 + lost
+    burst, end = 50 + round(stall_s / FRAME_S), 150 + round(stall_s / FRAME_S)
+    step = burst if at_once else 1
+
+    def ms(number: int) -> int:
+        is_late = clock_is_late and number >= first
+        return 20 * number + is_late * round(1000 * back_at - 20 * first)
+
+    def told(numbers: range, now: float) -> None:
+        if numbers:
+            recorder.caller(b"".join(map(frame, numbers)), ms(numbers[0]), now)
+
+    def take(now: float) -> None:
+        nonlocal took_at
+        while took_at + takes_every_s <= now:
+            took_at += takes_every_s
+            pieces.extend(taken(recorder, took_at))
+
+    for number in (*range(50), *range(burst, end)):
+        now = (number + 1) * FRAME_S
+        take(now - FRAME_S)
+        if number == burst:
+            told(range(first, first + 1), back_at)
+            for each in range(first + 1, burst, step):
+                told(range(each, min(each + step, burst)), back_at)
+        told(range(number, number + 1), now)
+    recorder.end(end * FRAME_S)
+    pieces.extend(taken(recorder, end * FRAME_S))
+    caller, _ = sound_of(pieces)
+
+    assert abs(len(caller) - 160 * end) <= NEAR
+    for number in (*range(50), *range(burst + 3, end)):
+        place = 160 * number
+        assert frame(number) in caller[max(0, place - NEAR) : place + 160 + NEAR], number
+    return caller
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("stall_s", [2.0, 12.0])
+def test_what_comes_late_stands_where_the_silence_was_that_stood_for_it(stall_s, at_once):
+    caller = stalled(stall_s, clock_is_late=True, takes_every_s=60.0, at_once=at_once)
+
+    assert caller.count(QUIET) <= NEAR
+    assert frame(100) in caller[16_000 - NEAR : 16_160 + NEAR]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("clock_is_late", [False, True])
+@pytest.mark.parametrize("stall_s", [2.0, 7.0, 13.0, 25.0])
+def test_what_comes_after_late_audio_stands_where_it_was_said(stall_s, clock_is_late, at_once):
+    stalled(stall_s, clock_is_late=clock_is_late, at_once=at_once)
+
+
+def test_of_what_comes_late_no_more_is_left_out_than_silence_was_made_up():
+    recorder = make_recorder(0.0)
+    pieces = [recorder.take(6.0)[0]]
+    recorder.caller(seconds(1, 9.0), 0, 6.0)
+    recorder.end(9.0)
+    pieces.append(recorder.take(9.0)[0])
+
+    assert b"".join(pieces) == QUIET * (6 * SECOND) + seconds(1, 3.0)
+
+
+def test_silence_stays_that_nothing_comes_for():
+    caller = stalled(4.0, clock_is_late=True, lost=100)
+
+    assert 2 * SECOND - NEAR <= caller.count(QUIET) <= 2 * SECOND + NEAR
+
+
+def test_nothing_is_left_out_for_clocks_that_differ_or_for_a_silence_of_long_ago():
+    recorder = make_recorder(0.0)
+    recorder.caller(seconds(1, 1.0), 3_000, 4.0)
+    recorder.caller(seconds(2, 31.0), 4_000, 35.0)
+    recorder.caller(seconds(3, 0.5), 35_000, 35.0)
+    recorder.line(35.0)
+    recorder.caller(seconds(4, 1.0), 0, 36.0)
+    caller, _ = all_of(recorder, 36.0)
+
+    assert caller == QUIET * (3 * SECOND) + b"".join(
+        [seconds(1, 1.0), seconds(2, 31.0), seconds(3, 0.5), seconds(4, 1.0)]
+    )
+
+
 def test_a_recording_that_is_given_up_in_a_gap_is_as_long_as_what_was_written():
     recorder = make_recorder(0.0)
     recorder.caller(seconds(1, 1.0), 0, 1.0)
