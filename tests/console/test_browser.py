@@ -21,6 +21,7 @@ from benchmarks.screens import made_up
 from server.console import channel
 from server.console.pages import FILES
 from server.logs import masked
+from server.records.database.tables import NOT_WHOLE, SUMMARY
 from server.simulators.clock import PatientClock
 from server.web.keys import READ, hash_key
 from tests.support.browser import (
@@ -298,6 +299,31 @@ async def test_each_part_of_a_recording_is_drawn_where_it_began(kept):
                 )
 
         await in_browser(look)
+
+
+async def test_a_call_is_shown_as_far_as_its_record_goes(kept):
+    why = "the database did not take the rest of this record"
+    summary = {name: kept.record[name] for name in SUMMARY} | {NOT_WHOLE: why}
+    unmade = dict.fromkeys(kept.record.keys() - set(SUMMARY))
+    async with serving(**kept.settings) as server:
+        for call_sid, record in (("CApart", summary), ("CAnone", dict(kept.record) | unmade)):
+            server.service.records.keep(record | {"call_sid": call_sid})
+        await server.service.records.wait_saved()
+
+        def look(page: Any) -> list[tuple[str, str]]:
+            sign_in(page, server.url)
+            found = []
+            for call_sid in ("CApart", "CAnone"):
+                page.goto(f"{server.url}/console#/call/{call_sid}")
+                page.wait_for_selector(f"a[download='{call_sid}.json']")
+                page.wait_for_selector("[data-drawn=ended]")
+                found.append((page.inner_text(".facts"), page.inner_text(".columns")))
+            return found
+
+        found = await in_browser(look)
+
+    assert all("hung up" in facts.lower() for facts, _ in found)
+    assert [why in rest for _, rest in found] == [True, False]
 
 
 RANG_S = 20.0

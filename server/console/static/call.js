@@ -43,7 +43,7 @@ function replies(record) {
 
 function transcript(record, seek) {
   const turns = record.transcript ?? [];
-  if (!turns.length) return card(t("one.transcript"), el("p", { class: "faint" }, t("one.no-words")));
+  if (!turns.length) return card(t("one.transcript"), el("p", { class: "faint" }, record.not_whole ?? t("one.no-words")));
   const began = beginnings(record);
   return card(t("one.transcript"),
     el("ol", { class: "talk" }, turns.map((turn, i) => {
@@ -61,7 +61,7 @@ function outcome(record) {
 }
 
 function pairs(title, all) {
-  const shown = all.filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const shown = all.filter(([, value]) => (value ?? "") !== "");
   return shown.length ? card(title,
     el("dl", { class: "pairs" }, shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", { class: typeof value === "number" && "number" }, value))))) : null;
 }
@@ -143,7 +143,7 @@ export function show(root, call_sid, { inside = false } = {}) {
     toggle.setAttribute("aria-label", t(plays ? "one.pause" : "one.play"));
   };
 
-  const sound = () => address(`${path}/recording`, part > 1 ? { part } : {});
+  const sound = () => address(`${path}/recording`, { part });
   function listen(record, offset_s) {
     const wanted = record.recording ? String(sound()) : "";
     // One that grows is read anew when its call is over.
@@ -177,7 +177,8 @@ export function show(root, call_sid, { inside = false } = {}) {
     const wanted = part;
     try {
       const record = await get(path, {}, signal);
-      const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, ...(wanted > 1 ? { part: wanted } : {}) }, signal).catch(() => null) : null;
+      record.timeline ??= [];
+      const wave = record.recording ? await get(`${path}/waveform`, { points: POINTS, part: wanted }, signal).catch(() => null) : null;
       if (failed) said.textContent = "";
       failed = false;
       if (!over && wanted === part) draw(record, wave);
@@ -220,12 +221,7 @@ export function show(root, call_sid, { inside = false } = {}) {
     said.textContent = "";
     await post(`${path}/hang-up`).catch((error) => { said.textContent = error.message; });
   };
-  const soon = ({ detail }) => {
-    const sid = detail?.call_sid ?? detail?.call?.call_sid;
-    if (sid !== call_sid && detail) return;
-    later();
-  };
-  const ended = (event) => { if (!event.detail || event.detail.call_sid === call_sid) soon(event); };
+  const soon = ({ detail }) => { if (!detail || detail.call_sid === call_sid) later(); };
   const keys = (event) => {
     if (/** @type {HTMLElement} */ (event.target).closest?.("input, select, textarea, dialog, button, a, summary")) return;
     const acts = {
@@ -237,7 +233,7 @@ export function show(root, call_sid, { inside = false } = {}) {
   fill(root, head, said, known, el("section", { class: "card stage", "aria-label": t("one.timeline") }, bar, canvas), rest);
   read();
   live.addEventListener("line", soon, { signal });
-  live.addEventListener("calls", ended, { signal });
+  live.addEventListener("calls", soon, { signal });
   addEventListener("keydown", keys, { signal });
   return () => {
     over = true;
