@@ -301,6 +301,57 @@ async def test_each_part_of_a_recording_is_drawn_where_it_began(kept):
         await in_browser(look)
 
 
+async def test_another_part_of_a_recording_is_heard_from_where_the_call_was(kept):
+    # The first process wrote on for a while when the second one had taken the call up.
+    call_sid, parts_at_s = "CA" + "b" * 32, (2.0, 4.0, 60.0)
+    url = f"/calls/{call_sid}/recording"
+    recording = kept.record["recording"] | {
+        "parts": [url, f"{url}?part=2", f"{url}?part=3"],
+        "parts_at_s": parts_at_s,
+    }
+    record = dict(kept.record) | {"call_sid": call_sid, "recording": recording}
+    async with serving(**kept.settings) as server:
+        heard = server.service.recordings.path(kept.call_sid, 1)
+        for suffix in (".wav", ".2.wav", ".3.wav"):
+            shutil.copy(heard, heard.with_name(call_sid + suffix))
+        server.service.records.keep(record)
+        await server.service.records.wait_saved()
+
+        def look(page: Any) -> list[tuple[float, float]]:
+            page.add_init_script(
+                "const A = Audio; window.Audio = function () { return window.heard = new A(); }"
+            )
+            sign_in(page, server.url)
+            page.goto(f"{server.url}/console#/call/{call_sid}")
+            page.wait_for_selector("[data-drawn]")
+            until(page, "heard.readyState >= 1")
+            found = []
+            for part, at_s in ((2, 3.0), (3, None), (1, 2.5)):
+                if at_s is not None:
+                    page.evaluate(f"heard.currentTime = {at_s}")
+                    until(page, "!heard.seeking")
+                page.select_option(".player select:not(#speed)", str(part))
+                until(page, f"heard.src.endsWith('part={part}') && heard.readyState >= 1")
+                until(page, "!heard.seeking")
+                found.append(
+                    tuple(
+                        page.evaluate(
+                            "[heard.currentTime,"
+                            " Number(document.querySelector('.tl-cursor').dataset.cursor)]"
+                        )
+                    )
+                )
+            return found
+
+        found = await in_browser(look)
+
+    assert found == [
+        pytest.approx((1.0, 5.0), abs=NEAR_S),
+        pytest.approx((0.0, 60.0), abs=NEAR_S),
+        pytest.approx((0.0, 2.0), abs=NEAR_S),
+    ]
+
+
 async def test_a_call_is_shown_as_far_as_its_record_goes(kept):
     why = "the database did not take the rest of this record"
     summary = {name: kept.record[name] for name in SUMMARY} | {NOT_WHOLE: why}

@@ -149,14 +149,18 @@ export function show(root, call_sid, { inside = false } = {}) {
     // One that grows is read anew when its call is over.
     const key = wanted && `${wanted} ${record.state}`;
     if (key === url) return;
-    const was = player ? { at: player.audio.currentTime, plays: !player.audio.paused } : null;
+    const was = player && { at_s: player.offset_s + player.audio.currentTime, plays: !player.audio.paused };
     player?.close();
     [player, url] = [null, key];
     toggle.disabled = !wanted;
     if (!wanted) return;
     player = new Player(wanted, offset_s, (at_s, follow) => { line.moveTo(at_s, follow); place.textContent = clock(at_s); }, changed);
     player.audio.playbackRate = Number(speed.value);
-    if (was) { player.audio.currentTime = was.at; if (was.plays) player.toggle(); }
+    if (was) {
+      const next_s = record.recording.parts_at_s?.[part] ?? Infinity; // back to a part that is over by then: all of it
+      seek(was.at_s < next_s ? Math.max(offset_s, was.at_s) : offset_s);
+      if (was.plays) player.toggle();
+    }
     changed();
   }
 
