@@ -427,20 +427,29 @@ class Register:
             for call in (reversed(self._recent.values()) if details else self.all())
         ]
         ours = {row["call_sid"]: row for row in rows}
-        kept, is_complete, more = [], True, False
-        if self._records is not None and not (wanted is not None and wanted.is_live):
-            ours = {row["call_sid"]: row for row in self._records.unsaved(*details)} | ours
-            is_complete = False
-            with trio.move_on_after(patience_s), suppress(RecordsUnavailable):
-                kept = await self._records.page(limit, before, wanted, with_outcome=with_outcome)
-                is_complete = True
-            more = len(kept) == limit
-        # What the database has was asked of it; of a call that we know, our word counts.
-        after = [row for row in kept if row["call_sid"] not in ours] + [
+        records, is_complete, more = self._records, True, False
+        if wanted is not None and wanted.is_live:
+            records = None
+        if records is not None:
+            ours = {row["call_sid"]: row for row in records.unsaved(*details)} | ours
+        after = [
             row
             for row in ours.values()
             if (before is None or Cursor.of(row) < before) and (wanted is None or wanted.takes(row))
         ]
+        if records is not None:
+            # What the database has was asked of it; of a call that we know, our word counts, and
+            # where that is another one, what comes after it is asked for in its place.
+            at, known, kept, is_complete = before, after, list[dict[str, Any]](), False
+            with trio.move_on_after(patience_s), suppress(RecordsUnavailable):
+                while not is_complete:
+                    found = await records.page(limit, at, wanted, with_outcome=with_outcome)
+                    kept += [row for row in found if row["call_sid"] not in ours]
+                    if more := len(found) == limit:
+                        at = end = Cursor.of(found[-1])
+                        count = len(kept) + sum(Cursor.of(row) >= end for row in known)
+                    is_complete = not more or count >= limit
+            after = kept + known
         if asks_cost:
             for row in after:
                 row.pop("cost", None)

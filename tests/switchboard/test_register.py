@@ -98,6 +98,44 @@ async def test_a_list_of_live_calls_asks_no_database(state, is_complete):
     assert page == Page([], more=False, is_complete=is_complete)
 
 
+class OldRecords(FewRecords):
+    """Records of which some have changed, which the database does not know yet."""
+
+    def __init__(self, kept: list[dict[str, Any]], changed: list[dict[str, Any]]) -> None:
+        super().__init__(None)
+        self._kept, self._changed = kept, changed
+
+    async def page(
+        self, limit: int, before: Cursor | None, wanted: Wanted | None, *, with_outcome: bool
+    ) -> list[dict[str, Any]]:
+        newest = sorted(self._kept, key=Cursor.of, reverse=True)
+        return [
+            row
+            for row in newest
+            if (before is None or Cursor.of(row) < before) and (wanted is None or wanted.takes(row))
+        ][:limit]
+
+    def unsaved(self, *details: str) -> list[dict[str, Any]]:
+        return self._changed
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 10])
+async def test_no_call_is_missing_in_a_list_for_one_that_belongs_there_no_more(limit):
+    kept = [
+        {"call_sid": f"CA{at}", "created_at": float(at), "duration_s": 1.0, "agent": "sales"}
+        for at in range(9)
+    ]
+    changed = [kept[at] | {"agent": "help"} for at in (7, 6, 5, 3)] + [kept[0], kept[4]]
+    known, wanted = register(OldRecords(kept, changed)), Wanted(one_of={"agent": ("sales",)})
+    listed, before, more = list[str](), None, True
+    while more:
+        page = await known.page(limit, before, wanted)
+        listed += [row["call_sid"] for row in page.rows]
+        before, more = page.next, page.next is not None
+
+    assert listed == ["CA8", "CA4", "CA2", "CA1", "CA0"]
+
+
 async def test_a_list_does_without_a_database_that_hangs(autojump_clock):
     known = register(FewRecords(None, hangs=True))
     began_at = trio.current_time()
