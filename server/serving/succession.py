@@ -187,7 +187,7 @@ class Succession:
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         self._where = meeting_point(host, port)
         self._point: Path | None = None
-        self._inode = 0  # of our own socket there
+        self._ours: _Mark | None = None  # of our own socket there
         self._is_asked = False
         self._visitors = trio.CapacityLimiter(MOST_VISITORS)
 
@@ -201,7 +201,7 @@ class Succession:
             try:
                 point = private_directory(self._where) / "meet"
                 unix = _listen_in_place_of(point)
-                self._point, self._inode = point, point.stat().st_ino
+                self._point, self._ours = point, _mark(point)
             except (ConfigurationError, OSError) as error:
                 logger.warning("this server cannot be taken over", error=str(error))
                 task_status.started()
@@ -293,12 +293,7 @@ class Succession:
 
     def _is_replaced(self) -> bool:
         """Whether another server waits where those meet who want to take over."""
-        if self._point is None:
-            return False
-        try:
-            return self._point.stat().st_ino != self._inode
-        except OSError:
-            return False
+        return self._point is not None and _is_anothers(self._point, self._ours)
 
     async def _wait_replaced(self) -> None:
         """Find out what has become of one that waits for our answer no more: we may have been held
@@ -328,6 +323,23 @@ async def _message(connection: trio.SocketStream, timeout_s: float) -> Mapping[s
     return facts
 
 
+_Mark = tuple[int, int]
+"""Of a socket at a path: its inode, whose number is another's when it is gone, and since when."""
+
+
+def _mark(point: Path) -> _Mark:
+    facts = point.stat()
+    return facts.st_ino, facts.st_mtime_ns
+
+
+def _is_anothers(point: Path, mark: _Mark | None) -> bool:
+    """Whether another socket than the marked one is at this path by now; False if none is."""
+    try:
+        return _mark(point) != mark
+    except OSError:
+        return False
+
+
 def _listen_in_place_of(point: Path) -> socket.socket:
     """Listen at this path, which nobody finds empty who looks for the server before us there."""
     ours = point.with_name(f"{os.getpid()}")
@@ -354,11 +366,15 @@ class Predecessor:
 
     Attributes:
         listener: Its listening socket, and ours.
+
+    Raises:
+        OSError: It waits there no more.
     """
 
     def __init__(self, connection: trio.SocketStream, listener: socket.socket, point: Path) -> None:
         self._connection = connection
         self._point = point
+        self._its = _mark(point)  # it lets nobody else in its place while it has us to wait for
         self.listener = listener
 
     @classmethod
@@ -381,10 +397,10 @@ class Predecessor:
             try:
                 check_version(facts)
                 share(bytes.fromhex(str(facts.get("secret"))))
+                return cls(connection, listener, point)
             except BaseException:
                 listener.close()
                 raise
-            return cls(connection, listener, point)
         except BaseException as error:
             if connection is not None:
                 await trio.aclose_forcefully(connection)
@@ -406,8 +422,14 @@ class Predecessor:
             if await self._somebody_waits():
                 raise CannotListen(f"cannot take over: {refusal}") from refusal
             logger.warning("the server before this one refused, and has gone", reason=str(refusal))
-        except (EOFError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            # It ended by itself, or hangs: all the more it is our turn.
+        except (EOFError, OSError, trio.BrokenResourceError) as error:
+            # One that it had refused before us may have been ready first.
+            if _is_anothers(self._point, self._its) and await self._somebody_waits():
+                raise CannotListen(
+                    "cannot take over: the server before this one has gone, and another serves"
+                ) from error
+            logger.warning("the server before this one has gone", error=repr(error))
+        except trio.TooSlowError as error:  # it hangs: all the more it is our turn
             logger.warning("the server before this one does not answer", error=repr(error))
 
     async def _somebody_waits(self) -> bool:

@@ -634,6 +634,35 @@ async def test_a_server_steps_in_for_one_that_has_ended_meanwhile():
                     await predecessor.relieve()
 
 
+@pytest.mark.parametrize("serves_yet", [True, False], ids=["serves yet", "has gone, too"])
+async def test_a_server_that_finds_another_in_the_place_of_the_one_that_has_gone_gives_way(
+    capsys, serves_yet
+):
+    """The other was refused for its lateness, and ready before this one when the old one went."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        async with trio.open_nursery() as later, trio.open_nursery() as earlier:
+            await earlier.start(Succession(listener, "127.0.0.1", port, None).run)
+            async with _starting(port) as predecessor:
+                earlier.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await wait_all_tasks_blocked()  # it has hung up
+                    if serves_yet:
+                        other = Succession(listener, "127.0.0.1", port, None)
+                        await later.start(other.run)
+                        with pytest.raises(CannotListen, match="has gone, and another serves"):
+                            await predecessor.relieve()
+                        assert not other.relieved.is_set()
+                    else:
+                        with socket.socket(socket.AF_UNIX) as unix:
+                            unix.bind(str(_point(port)))  # as one leaves it that is killed
+                        await predecessor.relieve()
+                        shutil.rmtree(_point(port).parent)
+            later.cancel_scope.cancel()
+
+    assert ("the server before this one has gone" in capsys.readouterr().out) is not serves_yet
+
+
 async def test_a_server_that_ends_leaves_the_meeting_point_to_who_has_it_by_then():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
