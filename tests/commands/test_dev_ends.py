@@ -17,6 +17,7 @@ import trio
 from server.commands import dev
 from server.commands.kept import FILE
 from tests.support.accounts import NUMBER, OTHER, Doubles, open_doubles
+from tests.support.processes import hang_ups_taken
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and terminals"),
@@ -109,7 +110,9 @@ async def serving(doubles: Doubles, folder: Path, **env: str) -> AsyncGenerator[
                 start_new_session=True,
                 check=False,
             )
-            command = Command(await nursery.start(run), doubles, folder)
+            with hang_ups_taken():
+                process = await nursery.start(run)
+            command = Command(process, doubles, folder)
             await command.until("serves")
             assert command.leads_to == [doubles.given["public_url"] + "/twiml"] * 2
             yield command

@@ -18,7 +18,13 @@ from server.serving import master as master_module
 from server.serving.master import Master
 from server.serving.notify import Detached
 from server.settings.settings import Settings
-from tests.support.processes import PATIENCE_S, ROOT, ServerProcess, server_process
+from tests.support.processes import (
+    PATIENCE_S,
+    ROOT,
+    ServerProcess,
+    hang_ups_taken,
+    server_process,
+)
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs signals and Unix sockets"),
@@ -53,23 +59,24 @@ async def test_agents_are_read_again_by_a_command_and_a_signal_and_calls_go_on(
     describe(tmp_path / "agents", '"Kore"')
     command = "python -m server --workers" if workers else "python -m server"
     told_to = {"agents": "agents", "host": "127.0.0.1", "output": kept_output.fileno(), **ROOMY}
-    async with server_process(tmp_path, command, **told_to) as server:
-        if workers:
-            await server.both_ready()
-        phone = await server.talking_call()
-        describe(tmp_path / "agents", '"Puck"')
-        status = await (await server.begin(*RELOAD)).wait()
-        puck = await voice_of(server)
-        describe(tmp_path / "agents", '"Zephyr"')
-        os.kill(server.process.pid, signal.SIGHUP)
-        await until_read(Path(kept_output.name), 4 if workers else 2)
-        describe(tmp_path / "agents", "3")
-        refused = await (await server.begin(*RELOAD)).wait()
-        told = await server.http.post("/agents/reload")
-        kept = await voice_of(server)
-        live = phone.status.value
-        server.tell_to_stop()
-        ended = await server.process.wait()
+    with hang_ups_taken():
+        async with server_process(tmp_path, command, **told_to) as server:
+            if workers:
+                await server.both_ready()
+            phone = await server.talking_call()
+            describe(tmp_path / "agents", '"Puck"')
+            status = await (await server.begin(*RELOAD)).wait()
+            puck = await voice_of(server)
+            describe(tmp_path / "agents", '"Zephyr"')
+            os.kill(server.process.pid, signal.SIGHUP)
+            await until_read(Path(kept_output.name), 4 if workers else 2)
+            describe(tmp_path / "agents", "3")
+            refused = await (await server.begin(*RELOAD)).wait()
+            told = await server.http.post("/agents/reload")
+            kept = await voice_of(server)
+            live = phone.status.value
+            server.tell_to_stop()
+            ended = await server.process.wait()
 
     assert (status, refused, ended) == (0, 2, 0)
     assert puck == "Puck"
@@ -205,21 +212,24 @@ async def begun(*facts, **more):
     return 50 + signals.asked
 serve.raise_file_limit = lambda: signal.raise_signal(signal.SIGHUP)
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", begin + STARTS[start]],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)} | ({"AGENTS": "agents"} if has_agents else {}),
-        start_new_session=True,
-        check=False,
-    )
+    with hang_ups_taken():
+        ended = subprocess.run(
+            [sys.executable, "-c", begin + STARTS[start]],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}
+            | ({"AGENTS": "agents"} if has_agents else {}),
+            start_new_session=True,
+            check=False,
+        )
 
     assert ended.returncode == (50 if has_agents else 51)
 
 
 async def test_without_agents_a_hang_up_drains_as_ever(tmp_path):
-    async with server_process(tmp_path, "python -m server", **ROOMY) as server:
-        server.tell_to_stop(by=signal.SIGHUP)
-        status = await server.process.wait()
+    with hang_ups_taken():
+        async with server_process(tmp_path, "python -m server", **ROOMY) as server:
+            server.tell_to_stop(by=signal.SIGHUP)
+            status = await server.process.wait()
 
     assert status == 0
 
