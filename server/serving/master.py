@@ -56,7 +56,8 @@ def work(*told: Any) -> None:
 def try_agents(settings: Settings, master: Connection) -> None:
     """What is started to read the agents once, and to say what is wrong with them, if anything."""
     logs.configure(level=settings.log_level, json=settings.log_json)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)  # held back while it was started
+    # Held back while it was started. SIGHUP stays so: it may be no more than a wish to read again.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     from server.agent.roster.files import read_agents
 
     wrong = ""

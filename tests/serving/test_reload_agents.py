@@ -129,6 +129,12 @@ async def test_the_parent_of_several_has_agents_read_in_a_process_that_ends(pare
     assert not is_there(reader())
 
 
+async def test_a_wish_to_read_agents_that_everybody_is_told_of_ends_no_reading_under_way(parent):
+    write_module("import signal\nos.kill(os.getpid(), signal.SIGHUP)")
+    with trio.fail_after(PATIENCE_S):
+        await parent._read_agents()
+
+
 async def test_what_has_read_agents_cleans_up_behind_them(parent, monkeypatch):
     monkeypatch.setattr(master_module, "TRIED_END_S", PATIENCE_S)
     write_module(
