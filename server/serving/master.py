@@ -12,8 +12,10 @@ It imports nothing of what serves, which would be 100 MB and a second of the pro
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing import resource_tracker
@@ -58,6 +60,7 @@ def try_agents(settings: Settings, master: Connection) -> None:
     logs.configure(level=settings.log_level, json=settings.log_json)
     # Held back while it was started. SIGHUP stays so: it may be no more than a wish to read again.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     from server.agent.roster.files import read_agents
 
     wrong = ""
@@ -66,6 +69,14 @@ def try_agents(settings: Settings, master: Connection) -> None:
     except ConfigurationError as error:
         wrong = str(error)[:MAX_TOLD_CHARS]
     master.send_bytes(wrong.encode(errors="backslashreplace"))
+
+
+def _end_with_parent() -> None:
+    """End this process, whatever it is at, when its parent has gone, as nobody else would."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(FAILED_STATUS)
 
 
 class _NeverStarted(Exception):

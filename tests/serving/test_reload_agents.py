@@ -159,6 +159,50 @@ async def test_agents_that_never_come_to_be_read_leave_nothing_behind(parent):
     assert not is_there(reader())
 
 
+READ_FOR_EVER = """
+import os
+with open("reads", "w") as reads:
+    print(os.getpid(), file=reads, flush=True)
+    while True:
+        pass
+"""
+READS_ON_TRIAL = """
+import trio
+from server.hooks.stopping import StopSignals
+from server.serving.master import Master
+from server.serving.notify import Detached
+from server.settings.settings import Settings
+
+if __name__ == "__main__":
+    settings = Settings(_env_file=None, agents="agents.py")
+    trio.run(Master(settings, {}, 2, StopSignals({}), Detached(wanted=False))._read_agents)
+"""
+
+
+async def test_agents_that_never_come_to_be_read_go_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "agents.py").write_text(READ_FOR_EVER)
+    (tmp_path / "parent.py").write_text(READS_ON_TRIAL)
+    os.mkfifo(tmp_path / "reads")
+    with trio.fail_after(PATIENCE_S):
+        parent = await trio.lowlevel.open_process(
+            [sys.executable, "parent.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        async with await trio.open_file(tmp_path / "reads") as reads:
+            number = int(await reads.readline())
+            parent.kill()
+            await parent.wait()
+            try:
+                await trio.lowlevel.wait_readable(reads.fileno())  # its end is the process's
+            except trio.Cancelled:
+                os.kill(number, signal.SIGKILL)
+                raise
+            rest = await reads.read()
+
+    assert rest == ""
+
+
 async def test_who_wants_agents_read_after_another_version_was_installed_is_told(
     parent, monkeypatch, tmp_path
 ):
