@@ -199,11 +199,6 @@ class Master:
         Raises:
             ConfigurationError: They are wrong, or could not be read there.
         """
-        await self._try_agents()
-        self._tell_read_agents()
-        return f"{len(self._wires)} processes read their agents; the log says what came of it"
-
-    async def _try_agents(self) -> None:
         # Not in this process: it would find what is on disk by now, perhaps of another version,
         # and have it in its memory from then on.
         try:
@@ -213,23 +208,20 @@ class Master:
                 f"AGENTS: nothing can be started to read them: {error}"
             ) from error
         try:
-            await trio.lowlevel.wait_readable(ours.fileno())
-            wrong = ours.recv_bytes().decode()
-            with trio.move_on_after(TRIED_END_S):  # what its modules clean up at the end they may
+            if not (wrong := await _what_is_wrong(process, ours)):
+                self._tell_read_agents()
+            told = len(self._wires)
+            # What its modules clean up at the end they may. Shielded: what came of it is known, and
+            # is told though the time for the reading is over meanwhile.
+            with trio.move_on_after(TRIED_END_S, shield=True):
                 await trio.lowlevel.wait_readable(process.sentinel)
-        except (EOFError, ConnectionResetError):
-            await trio.lowlevel.wait_readable(process.sentinel)
-            process.join()
-            wrong = (
-                f"AGENTS: what was to read them ended with status {process.exitcode}, and the log "
-                "may say why; if another version has been installed meanwhile, have that take over"
-            )
         finally:
             process.kill()
             process.join()
             ours.close()
         if wrong:
             raise ConfigurationError(wrong)
+        return f"{told} processes read their agents; the log says what came of it"
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -339,6 +331,20 @@ class Master:
             await event.wait()
             with suppress(OSError):  # it has just ended
                 process.send_bytes(word)
+
+
+async def _what_is_wrong(reader: BaseProcess, ours: Connection) -> str:
+    """Wait for what a process that reads agents says of them; nothing if they are right."""
+    try:
+        await trio.lowlevel.wait_readable(ours.fileno())
+        return ours.recv_bytes().decode()
+    except (EOFError, ConnectionResetError):
+        await trio.lowlevel.wait_readable(reader.sentinel)
+        reader.join()
+        return (
+            f"AGENTS: what was to read them ended with status {reader.exitcode}, and the log "
+            "may say why; if another version has been installed meanwhile, have that take over"
+        )
 
 
 def _statuses(failures: BaseExceptionGroup[_NeverStarted]) -> list[int]:

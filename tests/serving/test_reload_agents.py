@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from server.hooks.stopping import StopSignals
 from server.serving import master as master_module
 from server.serving.master import Master
 from server.serving.notify import Detached
+from server.serving.words import READ_AGENTS
 from server.settings.settings import Settings
 from tests.support.processes import (
     PATIENCE_S,
@@ -145,6 +147,36 @@ async def test_what_has_read_agents_cleans_up_behind_them(parent, monkeypatch):
         await parent._read_agents()
 
     assert Path("cleaned").exists()  # noqa: ASYNC240
+
+
+async def test_processes_read_their_agents_before_what_has_read_them_on_trial_has_ended(
+    parent, monkeypatch
+):
+    monkeypatch.setattr(master_module, "TRIED_END_S", PATIENCE_S)
+    write_module(
+        "import threading, time\n"
+        "def stay():\n"
+        "    while not Path('may_end').exists(): time.sleep(0.01)\n"
+        "threading.Thread(target=stay).start()\n"
+    )
+    ours, process = Pipe()
+    parent._wires.add(ours)
+    answers, its_time = [], trio.CancelScope()
+
+    async def read() -> None:
+        with its_time:
+            answers.append(await parent._read_agents())
+
+    with ours, process, trio.fail_after(PATIENCE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.lowlevel.wait_readable(process.fileno())
+            word = process.recv_bytes()
+            its_time.cancel("it is over before the end is")
+            Path("may_end").touch()  # noqa: ASYNC240
+
+    assert word == READ_AGENTS
+    assert answers == ["1 processes read their agents; the log says what came of it"]
 
 
 async def test_agents_that_never_come_to_be_read_leave_nothing_behind(parent):
