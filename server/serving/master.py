@@ -181,7 +181,8 @@ class Master:
             self._has_served = True
             self._begun.set()
         port = listener.getsockname()[1]
-        succession = Succession(listener, self._settings.host, port, self._read_agents)
+        host, is_ending = self._settings.host, self._stopping.is_set
+        succession = Succession(listener, host, port, self._read_agents, is_ending)
         async with trio.open_nursery() as waiting:
             await waiting.start(succession.run)
             self._detached.tell_ready()

@@ -116,7 +116,7 @@ async def run(
             succession = None
             if can_be_met:
                 reload = partial(read_agents_again, app)
-                succession = Succession(listener, settings.host, port, reload)
+                succession = Succession(listener, settings.host, port, reload, stop.is_set)
 
             async def begin() -> None:
                 if stop.is_set():  # before it has served: whoever serves here goes on

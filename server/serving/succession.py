@@ -22,7 +22,9 @@ Whoever only wants the agents to be read again says so, and is told what came of
 
 Until it is ready nothing has changed for the old one, however the new one ends. Both accept from
 one queue of the system's, so that nobody is refused between them. The secret is on no disk. An old
-one that was held up just then, and could not answer in time, finds the new one in its place.
+one that was held up just then, and could not answer in time, finds the new one in its place. A new
+one that was too late asks again when it is ready: one that ``ends`` by then is relieved all the
+same, or nobody would serve in the end.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,7 @@ class Succession:
         port: The port that we listen at.
         reload_agents: Reads the agents again, and says in words what there is then; raises a
             ConfigurationError if they are wrong.
+        is_ending: Whether this server has been told to stop, though calls may keep it for a while.
 
     Attributes:
         relieved: Set when another server has taken over.
@@ -180,9 +183,11 @@ class Succession:
         host: str,
         port: int,
         reload_agents: Callable[[], Awaitable[str]],
+        is_ending: Callable[[], bool] = lambda: False,
     ) -> None:
         self.relieved = trio.Event()
         self._reload_agents = reload_agents
+        self._is_ending = is_ending
         # Not socket.dup, which lets accept() block, for all who have this socket.
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         self._where = meeting_point(host, port)
@@ -268,7 +273,8 @@ class Succession:
             await connection.send_all(write_message(**answer))
 
     async def _hand_over(self, connection: trio.SocketStream) -> None:
-        offer = write_message(speaks=SPEAKS, secret=secret_to_share().hex())
+        ends = {"ends": True} if self._is_ending() else {}
+        offer = write_message(speaks=SPEAKS, secret=secret_to_share().hex(), **ends)
         number = self._listener.fileno().to_bytes(4, sys.byteorder)
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, number)
         # It is far less than fits into the socket of somebody who has been sent nothing.
@@ -366,12 +372,21 @@ class Predecessor:
 
     Attributes:
         listener: Its listening socket, and ours.
+        ends: Whether it has been told to stop.
 
     Raises:
         OSError: It waits there no more.
     """
 
-    def __init__(self, connection: trio.SocketStream, listener: socket.socket, point: Path) -> None:
+    def __init__(
+        self,
+        connection: trio.SocketStream,
+        listener: socket.socket,
+        point: Path,
+        *,
+        ends: bool = False,
+    ) -> None:
+        self.ends = ends
         self._connection = connection
         self._point = point
         self._its = _mark(point)  # it lets nobody else in its place while it has us to wait for
@@ -384,9 +399,15 @@ class Predecessor:
         Raises:
             CannotListen: There is none, or it refuses.
         """
+        try:
+            return await cls._ask_at(private_directory(meeting_point(host, port)) / "meet")
+        except BaseException as error:
+            raise _refused(error, host, port) from error
+
+    @classmethod
+    async def _ask_at(cls, point: Path) -> Predecessor:
         connection = None
         try:
-            point = private_directory(meeting_point(host, port)) / "meet"
             with trio.fail_after(ANSWER_TIMEOUT_S):
                 connection = await trio.open_unix_socket(point)
                 _check_user(connection)
@@ -397,17 +418,20 @@ class Predecessor:
             try:
                 check_version(facts)
                 share(bytes.fromhex(str(facts.get("secret"))))
-                return cls(connection, listener, point)
+                return cls(connection, listener, point, ends=facts.get("ends") is True)
             except BaseException:
                 listener.close()
                 raise
-        except BaseException as error:
+        except BaseException:
             if connection is not None:
                 await trio.aclose_forcefully(connection)
-            raise _refused(error, host, port) from error
+            raise
 
-    async def relieve(self) -> None:
+    async def relieve(self, *, asks_again: bool = True) -> None:
         """We are ready: the other one accepts no more connections when this returns.
+
+        Args:
+            asks_again: Whether one that has given us up is asked once more, as it may be ending.
 
         Raises:
             CannotListen: It has given us up meanwhile, and it or another goes on serving.
@@ -419,18 +443,42 @@ class Predecessor:
                     await self._connection.send_all(write_message(ready=True))
                 await _message(self._connection, ANSWER_TIMEOUT_S)
         except TakeOverRefused as refusal:
-            if await self._somebody_waits():
+            if not await self._somebody_waits():
+                logger.warning(
+                    "the server before this one refused, and has gone", reason=str(refusal)
+                )
+            elif not (asks_again and await self._is_left_to_us()):
                 raise CannotListen(f"cannot take over: {refusal}") from refusal
-            logger.warning("the server before this one refused, and has gone", reason=str(refusal))
         except (EOFError, OSError, trio.BrokenResourceError) as error:
             # One that it had refused before us may have been ready first.
-            if _is_anothers(self._point, self._its) and await self._somebody_waits():
+            if not (_is_anothers(self._point, self._its) and await self._somebody_waits()):
+                logger.warning("the server before this one has gone", error=repr(error))
+            elif not (asks_again and await self._is_left_to_us()):
                 raise CannotListen(
                     "cannot take over: the server before this one has gone, and another serves"
                 ) from error
-            logger.warning("the server before this one has gone", error=repr(error))
         except trio.TooSlowError as error:  # it hangs: all the more it is our turn
             logger.warning("the server before this one does not answer", error=repr(error))
+
+    async def _is_left_to_us(self) -> bool:
+        """Whether the server that waits there has been told to stop, and has been relieved by us.
+
+        Raises:
+            CannotListen: It has let another in its place meanwhile.
+        """
+        try:
+            ending = await self._ask_at(self._point)
+        except (FileNotFoundError, ConnectionRefusedError):  # it has just ended
+            return True
+        except (
+            *(TakeOverRefused, EOFError, OSError, ValueError),
+            *(trio.BrokenResourceError, trio.TooSlowError),
+        ):
+            return False
+        with closing(ending):
+            if ending.ends:
+                await ending.relieve(asks_again=False)
+            return ending.ends
 
     async def _somebody_waits(self) -> bool:
         """Whether a server can still be met where this one was: itself, or one in its place."""

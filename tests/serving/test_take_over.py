@@ -399,6 +399,24 @@ async def test_a_server_that_says_something_else_than_that_it_is_ready_is_refuse
     assert status is CallStatus.IN_PROGRESS
 
 
+@pytest.mark.parametrize("command", ["python -m server", "python -m server --workers"])
+async def test_a_server_that_is_ending_says_so_to_one_that_takes_over(tmp_path, command):
+    offers = []
+    async with server_process(tmp_path, command, host="127.0.0.1", **ROOMY) as server:
+        phone = await server.talking_call()
+        for is_ready in (True, False):
+            await server.wait_ready(is_ready)
+            async with await trio.open_unix_socket(_meet(server, _temporary(server))) as stream:
+                await stream.send_all(write_message(speaks=SPEAKS))
+                offers.append(read_message(await stream.receive_some(MAX_MESSAGE_BYTES)))
+            if is_ready:
+                server.tell_to_stop()
+        await _hang_up(server, phone)
+        await server.process.wait()
+
+    assert ["ends" in offer for offer in offers] == [False, True]
+
+
 async def test_nobody_takes_over_where_nobody_serves(tmp_path):
     async with server_process(tmp_path, "python -m server", host="127.0.0.1", **ROOMY) as server:
         successor = await server.begin(*TAKE_OVER, "--port", str(free_port()))
@@ -632,6 +650,40 @@ async def test_a_server_steps_in_for_one_that_has_ended_meanwhile():
                 with trio.CancelScope(shield=True):
                     await wait_all_tasks_blocked()  # it has hung up
                     await predecessor.relieve()
+
+
+@pytest.mark.parametrize("goes", [False, True], ids=["has calls yet", "ends just then"])
+async def test_a_server_that_was_refused_for_its_lateness_relieves_one_that_is_ending(
+    monkeypatch, capsys, goes
+):
+    """Told to stop after it had refused; nobody would serve when its calls have ended."""
+    monkeypatch.setattr(succession_module, "START_TIMEOUT_S", 0.05)
+    stop, message = trio.Event(), succession_module._message
+
+    async def message_and_end(connection, timeout_s):
+        said = await message(connection, timeout_s)
+        if goes and "ready" in said:
+            nursery.cancel_scope.cancel("its calls have ended")
+            await trio.sleep_forever()
+        return said
+
+    monkeypatch.setattr(succession_module, "_message", message_and_end)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        old = Succession(listener, "127.0.0.1", port, None, stop.is_set)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(old.run)
+            async with _starting(port) as predecessor:
+                with trio.fail_after(PATIENCE_S):
+                    while "not ready within" not in capsys.readouterr().out:  # noqa: ASYNC110
+                        await trio.sleep(0.01)
+                await wait_all_tasks_blocked()  # it has hung up
+                monkeypatch.setattr(succession_module, "START_TIMEOUT_S", PATIENCE_S)
+                stop.set()
+                with trio.CancelScope(shield=True), trio.fail_after(PATIENCE_S):
+                    await predecessor.relieve()
+
+    assert old.relieved.is_set() is not goes
 
 
 @pytest.mark.parametrize("serves_yet", [True, False], ids=["serves yet", "has gone, too"])
