@@ -16,6 +16,8 @@ _TOO_WRONG = {
 }
 _PLUSES = dict.fromkeys(map(ord, "\uff0b\ufe62\u207a\u208a\u2795"), "+")
 """Full-width, small, raised, lowered and drawn plus signs."""
+MAX_CHARS = 250
+"""Of a number with all that copying has put around it."""
 _NORTH_AMERICAN = re.compile(r"1?([2-9]\d{2}[2-9]\d{6})")
 
 
@@ -25,7 +27,12 @@ def clean(text: str) -> str:
     That is Unicode's format characters (directions, joiners, zero-width spaces, the byte order
     mark), control characters, and an RFC 3966 ``tel:``; every kind of space becomes one, and a
     plus sign of any width a plus.
+
+    Raises:
+        ValueError: It is too long for a number.
     """
+    if len(text) > MAX_CHARS:
+        raise ValueError(f"too long for a phone number: {len(text)} characters")
     shown = (
         " " if unicodedata.category(character).startswith("Z") else character
         for character in text.translate(_PLUSES)

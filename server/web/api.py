@@ -53,8 +53,8 @@ class MakeCall(BaseModel):
 
     destination_number: Annotated[
         str,
-        AfterValidator(e164),
         Field(description="E.164, such as +584125551234", max_length=40, examples=["+15005550006"]),
+        AfterValidator(e164),  # behind the bound: it walks what it is given
     ]
     prompt: Annotated[str | None, Field(max_length=MAX_PROMPT_CHARS)] = None
     greeting: Annotated[str | None, Field(max_length=MAX_GREETING_CHARS)] = None
@@ -186,7 +186,7 @@ class ListCalls(WhichCalls):
 
     limit: Annotated[int, Field(ge=1, le=1_000)] = 100
     before: Annotated[
-        str | None, AfterValidator(_cursor), Field(max_length=MAX_CALL_SID_CHARS + 40)
+        str | None, Field(max_length=MAX_CALL_SID_CHARS + 40), AfterValidator(_cursor)
     ] = None
     """``next`` of the page before."""
 

@@ -32,6 +32,7 @@ def test_numbers_are_written_in_e164(given, wanted):
         ("+9990000000", "not a phone number"),
         ("+15005550006;ext=3", "extension"),
         ("+abc", "not a phone number"),
+        ("+1500555" + " " * 300 + "0006", "too long for a phone number: 312 characters"),
     ],
 )
 def test_a_wrong_number_says_what_is_wrong_with_it(given, complaint):

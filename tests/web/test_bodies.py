@@ -7,6 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from server.settings import numbers
 from server.web.api import (
     MAKE_CALL,
     MAX_FIELDS_TOLD,
@@ -235,6 +236,22 @@ async def test_half_characters_and_endless_numbers_are_refused_in_every_field():
     )
     assert all(answer.json()["fields"] for answer in answers.values())
     assert live == 0
+
+
+async def test_no_text_is_walked_that_is_too_long_for_a_number(monkeypatch):
+    looked_at = list[str]()
+    monkeypatch.setattr(numbers, "clean", lambda text: looked_at.append(text) or text)
+    async with serving() as server:
+        answers = [
+            await server.http.post("/make-call", json={"destination_number": long})
+            for long in ("+1" + "5" * 39, "+1" * 900_000, "x" * 1_900_000)
+        ]
+
+    assert [answer.status_code for answer in answers] == [422] * 3
+    assert all(
+        "40 characters" in answer.json()["fields"]["destination_number"] for answer in answers
+    )
+    assert looked_at == []
 
 
 async def test_odd_headers_and_queries_are_no_fault_of_ours():
