@@ -190,6 +190,23 @@ def test_a_call_that_cannot_be_given_back_at_once_is_given_back_later(claims, tm
     assert claims.owner("CA1") is None
 
 
+@pytest.mark.parametrize("way", ["claimed", "announced"])
+def test_a_call_that_is_had_again_is_not_given_back_later(claims, tmp_path, way):
+    holding = claims.make("CA1", OURS)
+    other = Gate(tmp_path / "gate")
+    with other.held():
+        claims.release("CA1", holding)
+        if way == "claimed":
+            again = claims.make("CA1", OURS)
+        else:
+            again = holding
+            claims.announce("CA1", again)
+    other.close()
+    claims.release_rest()
+
+    assert claims.owner("CA1") == again == holding
+
+
 def test_what_is_kept_of_a_call_can_be_read_by_its_own_processes_only(claims, tmp_path):
     holding = claims.make("CA1", GONE)
     claims.keep("CA1", 1, b"what they said")

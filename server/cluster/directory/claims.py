@@ -136,6 +136,7 @@ class Claims:
             OSError: The directory cannot be used.
         """
         link, ours = self._link(call_sid), Holding(claimant, 1)
+        self._unreleased.pop(link, None)  # whoever had it here may have it again
         for _ in range(CLAIM_TRIES):
             try:
                 link.symlink_to(_written(ours))
@@ -156,6 +157,7 @@ class Claims:
             along.
         """
         link = self._link(call_sid)
+        self._unreleased.pop(link, None)
         try:
             link.symlink_to(_written(holding))
         except FileExistsError:
