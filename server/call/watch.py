@@ -127,7 +127,7 @@ class Watch:
             return
         if now >= turns.rest_due:
             turns.rest_due = NEVER
-            if turns.owes_rest or turns.has_more_to_come(now):
+            if turns.has_more_to_come(now, by_itself=False):
                 self._conversation.session.send_text(NUDGES[Awaited.CONTINUATION])
         with trio.move_on_at(turns.rest_due):
             await changed.wait()

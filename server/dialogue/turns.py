@@ -91,17 +91,13 @@ class Turns:
         """Whether the caller speaks or is owed a word, or the model waits for a function."""
         return self.caller_speaking or self._awaited is not None or bool(self.tools_open)
 
-    @property
-    def owes_rest(self) -> bool:
-        """Whether the agent owes the rest of what it has broken off, or was cut off in."""
-        return self._awaited is Awaited.CONTINUATION
-
-    def has_more_to_come(self, now: float) -> bool:
+    def has_more_to_come(self, now: float, *, by_itself: bool = True) -> bool:
         """Whether more of what the agent says comes by itself: the model has said that it is at
-        work on it, and may still be believed, or a connection was lost in the middle of it.
+        work on it, and may still be believed, or a connection was lost in the middle of it. Or else
+        whether more of it is owed, though it may have to be asked for.
         """
-        is_asked_for = self.owes_rest and self._fault is None
-        return is_asked_for or now < self._working_until
+        is_due = self._awaited is Awaited.CONTINUATION and (not by_itself or self._fault is None)
+        return is_due or now < self._working_until
 
     def is_content_with(self, turn: int) -> bool:
         """Whether this turn can be heard, and nothing is awaited: more of it changes nothing."""
