@@ -27,7 +27,7 @@ TAKEN_S = 2.0
 """A carrier that was lost while it was told ends the stream by then, if it has understood us."""
 LATE_S = 10.0
 """For so much longer it may still do it: as long as its answers may take (``CARRIER_TIMEOUT_S``).
-The caller is talked to meanwhile; should it stop their line, it is taken to have done it then."""
+The caller is talked to meanwhile; should their line end, it is taken to have done it then."""
 
 
 @dataclass(slots=True)
@@ -174,9 +174,10 @@ class Handover:
         return False
 
     def line_stopped(self, line: Line) -> None:
-        """The carrier has stopped a line: for a transfer that it has made this late, it may be.
+        """A line has ended: for a transfer that the carrier has made this late, it may be.
 
-        If the caller has hung up, it says so elsewhere.
+        Not every carrier says that it has stopped one. If the caller has hung up, it says so
+        elsewhere; if they are still there, it asks, or brings another.
         """
         c = self._conversation
         if line.taken_to is None or trio.current_time() >= line.taken_by or not c.may("sent away"):

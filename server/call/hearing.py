@@ -101,8 +101,7 @@ class Hearing:
             reason, detail = await self._wait_over(line)
             line.over.set()
             self.telling.end()
-            if reason is EndReason.CALLER_HUNG_UP:
-                self._handover.line_stopped(line)
+            self._handover.line_stopped(line)
             if c.stage is Stage.AWAY:
                 self._playing.leave(line)
                 self._take_found(c.ear.line_over(), trio.current_time())

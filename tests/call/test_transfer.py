@@ -20,7 +20,8 @@ from server.call.handover import LATE_S, TAKEN_S
 from server.call.options import CallOptions
 from server.call.report.costs import Prices
 from server.call.watch import NUDGES
-from server.carrier import CallStatus, SendAudio, StatusUpdate
+from server.carrier import CallStatus, SendAudio, StatusUpdate, StreamStopped
+from server.carrier.asterisk.stream import ABILITIES as UNSAID
 from server.carrier.twilio.documents import dial_twiml
 from server.carrier.twilio.reports import parse_transfer
 from server.dialogue.endings import EndReason
@@ -299,13 +300,16 @@ async def test_a_caller_who_hangs_up_just_then_has_hung_up(autojump_clock, talki
 UNHEARD = CarrierError("Twilio did not answer within 10 s", outcome_unknown=True)
 
 
-async def unheard_of(talking: Talking, *, stops_after_s: float) -> None:
-    """A transfer whose answer is lost; the stream ends so much later than it is missed."""
+async def unheard_of(talking: Talking, *, stops_after_s: float, said: bool = True) -> None:
+    """A transfer whose answer is lost; the stream ends so much later than it is missed, with a word
+    of the carrier's or, as every one of Asterisk's, without."""
     talking.carrier.transfer_failure = UNHEARD
+    if not said:
+        talking.media.abilities = UNSAID
     talking.nursery.start_soon(talking.ask_for_transfer)
     await wait_all_tasks_blocked()
     await trio.sleep(stops_after_s)
-    talking.media.hang_up()
+    talking.media.event(StreamStopped(said=said))
     await wait_all_tasks_blocked()
 
 
@@ -354,11 +358,12 @@ async def test_a_caller_who_hangs_up_when_a_transfer_may_have_been_made_has_hung
 LATE = [TAKEN_S + 0.5, TAKEN_S + LATE_S - 0.5]
 
 
+@pytest.mark.parametrize("said", [True, False])
 @pytest.mark.parametrize("stops_after_s", LATE)
 async def test_a_caller_who_is_transferred_when_that_was_given_up_comes_back(
-    autojump_clock, talking, stops_after_s
+    autojump_clock, talking, stops_after_s, said
 ):
-    await unheard_of(talking, stops_after_s=stops_after_s)
+    await unheard_of(talking, stops_after_s=stops_after_s, said=said)
     refused, rings = talking.outcome, talking.call.conversation.stage
     await trio.sleep(25.0)
     await talking.comes_back()
@@ -369,11 +374,12 @@ async def test_a_caller_who_is_transferred_when_that_was_given_up_comes_back(
     assert talking.call.end_reason is None
 
 
+@pytest.mark.parametrize("said", [True, False])
 @pytest.mark.parametrize("stops_after_s", LATE)
 async def test_a_caller_who_is_taken_over_when_that_was_given_up_is_not_hung_up_on(
-    autojump_clock, talking, stops_after_s
+    autojump_clock, talking, stops_after_s, said
 ):
-    await unheard_of(talking, stops_after_s=stops_after_s)
+    await unheard_of(talking, stops_after_s=stops_after_s, said=said)
     await trio.sleep(20.0)
     talking.call.handover.report(CallStatus.IN_PROGRESS)
     await talking.call.finished.wait()
@@ -382,10 +388,11 @@ async def test_a_caller_who_is_taken_over_when_that_was_given_up_is_not_hung_up_
     assert talking.carrier.hung_up == []
 
 
+@pytest.mark.parametrize("said", [True, False])
 async def test_a_caller_who_hangs_up_when_a_transfer_may_be_made_late_has_hung_up(
-    autojump_clock, talking
+    autojump_clock, talking, said
 ):
-    await unheard_of(talking, stops_after_s=TAKEN_S + 1.0)
+    await unheard_of(talking, stops_after_s=TAKEN_S + 1.0, said=said)
     talking.call.update_status(StatusUpdate("CA1", CallStatus.COMPLETED, 9))
     await talking.call.finished.wait()
 
@@ -418,14 +425,38 @@ async def test_while_a_transfer_may_be_made_late_there_is_no_other(autojump_cloc
     assert talking.call.conversation.stage is Stage.AWAY
 
 
-async def test_a_carrier_that_asks_what_is_next_has_made_no_late_transfer(autojump_clock, talking):
-    await unheard_of(talking, stops_after_s=TAKEN_S + 1.0)
+@pytest.mark.parametrize("said", [True, False])
+async def test_a_carrier_that_asks_what_is_next_has_made_no_late_transfer(
+    autojump_clock, talking, said
+):
+    await unheard_of(talking, stops_after_s=TAKEN_S + 1.0, said=said)
     assert talking.call.handover.has_stayed()
     talking.connect(MemoryMedia())
     await wait_all_tasks_blocked()
 
     assert talking.call.conversation.stage is Stage.TALK
     assert talking.call.end_reason is None
+
+
+@pytest.mark.parametrize("asks", ["before that", "never"])
+async def test_a_caller_whose_stream_is_replaced_when_a_transfer_may_be_made_late_is_talked_to(
+    autojump_clock, talking, asks
+):
+    talking.carrier.transfer_failure = UNHEARD
+    talking.media.abilities = UNSAID
+    await talking.ask_for_transfer()
+    if asks == "before that":
+        assert talking.call.handover.has_stayed()
+    talking.media.event(StreamStopped(said=False))
+    await wait_all_tasks_blocked()
+    talking.connect(MemoryMedia())
+    await trio.sleep(TAKEN_S + 0.1)
+    talking.says(1, turn=1)
+    await wait_all_tasks_blocked()
+
+    assert talking.call.conversation.stage is Stage.TALK
+    assert talking.call.end_reason is None
+    assert any(isinstance(command, SendAudio) for command in talking.media.commands)
 
 
 async def test_a_transfer_of_which_nothing_is_ever_heard_ends_the_call(autojump_clock, talking):
