@@ -498,6 +498,40 @@ async def test_a_caller_whom_the_pbx_sends_to_us_again_is_heard_again(exchange, 
     assert call.end_reason == "caller-hung-up"
 
 
+async def test_a_caller_whom_the_pbx_takes_from_a_transfer_and_sends_to_us_is_talked_to(
+    exchange, nursery
+):
+    async with exchange.phone() as phone, exchange.phone(is_callee=True) as sales:
+        nursery.start_soon(phone.run)
+        await phone.call(US)
+        await hears_speech(phone)
+        call = await exchange.only_call()
+        outcomes: list[str] = []
+        is_back = trio.Event()
+
+        async def transfer() -> None:
+            outcomes.append(await call.transfer("sales", THEM))
+            is_back.set()
+
+        nursery.start_soon(transfer)
+        invite = await sales.rings()
+        (caller,) = [one for one in await pbx_channels(exchange) if one["id"] == call.call_sid]
+        await exchange.pbx.command(f"channel redirect {caller['name']} from-trunk,{US},1")
+        with pytest.raises(Ended):
+            await sales.ring_on(invite)
+        with trio.fail_after(60):
+            await is_back.wait()
+        heard = len(phone.heard)
+        call.conversation.session.send_text("Hello?")
+        await hears_speech(phone, after=heard)
+        await phone.hang_up()
+        await ended(exchange, call)
+
+    assert caller["dialplan"]["exten"] == THEM  # by which a transfer is told that was made unheard
+    assert outcomes == ["failed"]
+    assert call.end_reason == "caller-hung-up"
+
+
 async def pbx_channels(exchange) -> list[dict]:
     """What channels there are at Asterisk."""
     return await exchange.pbx.ask("channels")

@@ -46,6 +46,7 @@ OURS, OUR_MEDIA = "offhook-a", "offhook.media.1.offhook-a"
 
 IN_AN_APP = Dialplan("1", "Stasis", "offhook")
 IN_THE_DIALPLAN = Dialplan("+15005550101", "Dial", "PJSIP/1@trunk")
+WITH_SOMEBODY_ELSE = Dialplan("100", "Dial", "PJSIP/operator")
 
 
 def event(kind: str, channel: str = "", state: str = "Up", **other: object):
@@ -244,6 +245,7 @@ def away_unheard() -> Exchange:
     """A caller who may have been sent away, of which nothing was told."""
     exchange = talking()
     exchange.legs[CALL].is_followed = True
+    exchange.legs[CALL].sent_to = IN_THE_DIALPLAN.exten
     return exchange
 
 
@@ -279,6 +281,69 @@ def test_a_caller_of_whom_it_is_told_late_that_they_were_sent_away_is_away(asked
     assert steps == [Drop(MEDIA)]
     assert sent == (True, True, False)
     assert back[0] == Tell(TransferUpdate(CALL, CallStatus.BUSY, wants_document=True))
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_caller_whom_somebody_takes_after_a_transfer_that_was_not_made_is_let_go(is_told):
+    exchange = away_unheard()
+    outside = Channel(CALL, "Up", dialplan=WITH_SOMEBODY_ELSE)
+
+    left = exchange.take(event("StasisEnd", CALL), 80.0) if is_told else []
+    looked_at = exchange.found(CALL, outside, 80.1)
+    at_last = exchange.found(CALL, outside, 81.1, has_waited=True)
+
+    assert left == ([Look(CALL)] if is_told else [])
+    assert looked_at == [Gone(CALL)]
+    assert at_last[0] == Drop(MEDIA)
+    assert [update.status for update in told(at_last)] == [CallStatus.COMPLETED]
+    assert CALL not in exchange.legs
+
+
+def test_a_caller_whom_somebody_takes_and_gives_back_after_a_transfer_that_was_not_made_goes_on():
+    exchange = away_unheard()
+
+    exchange.take(event("StasisEnd", CALL), 80.0)
+    between = exchange.found(CALL, Channel(CALL, "Up", dialplan=WITH_SOMEBODY_ELSE), 80.1)
+    back = exchange.take(event("StasisStart", CALL), 80.5)
+    opened = exchange.do(CALL, ConnectStream("tock"))
+
+    assert between == [Gone(CALL)]
+    assert back == [Drop(MEDIA), Tell(ResumeRequest(CALL))]
+    assert opened == [OpenStream(CALL, "offhook.media.2.1764.1", "tock")]
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_caller_who_was_sent_away_and_is_given_back_by_somebody_else_is_back(is_told):
+    exchange = away_unheard()
+    exchange.legs[CALL].is_away = is_told
+
+    exchange.take(event("StasisEnd", CALL), 19.0)
+    exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_THE_DIALPLAN), 19.1)
+    back = exchange.take(event("StasisStart", CALL), 24.0)
+    opened = exchange.do(CALL, ConnectStream("tock"))
+
+    assert told(back) == [TransferUpdate(CALL, CallStatus.FAILED, wants_document=True)]
+    assert back[-1] == Unfollow(CALL)
+    assert opened[0] == OpenStream(CALL, "offhook.media.2.1764.1", "tock")
+
+
+def test_a_caller_who_is_brought_here_to_be_sent_away_is_on_their_way():
+    exchange = away_unheard()
+    exchange.legs[CALL].is_away = True
+
+    assert exchange.take(event("StasisStart", CALL), 19.0) == []
+    assert exchange.legs[CALL].is_away
+
+
+def test_a_phone_that_rings_and_is_heard_of_by_us_alone_is_not_away():
+    exchange = Exchange()
+    exchange.await_answer(OURS, "tick", "")
+    exchange.legs[OURS].is_followed = True
+    settled(exchange, {OURS})
+    rings = Channel(OURS, "Ringing", dialplan=Dialplan("", "AppDial2"))
+
+    assert exchange.found(OURS, rings, 3.0) == []
+    assert exchange.legs[OURS].is_in_hand
 
 
 @pytest.mark.parametrize("runs", ["", "Stasis"])

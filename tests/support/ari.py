@@ -275,7 +275,8 @@ class FakeAri:
                 return 204, None
             case ("POST", "channels", channel_id, "continue"):
                 app, self.channels[channel_id]["app"] = self.channels[channel_id]["app"], ""
-                self.channels[channel_id].pop("dialplan", None)
+                dialplan = {"exten": query.get("extension", ""), "app_name": "Dial"}
+                self.channels[channel_id]["dialplan"] = dialplan
                 self.sent_away.append(channel_id)
                 await self.tell(app, "StasisEnd", channel_id)
                 return 204, None

@@ -284,7 +284,7 @@ class AsteriskCarrier:
             raise CallNotInProgress("the call is over", status=404)
         told = {"OFFHOOK_RING_S": str(math.ceil(ring_timeout_s)), APP_VARIABLE: self._app}
         was_limited, media_id = leg.is_limited, leg.media_id
-        leg.is_away, leg.was_sent, leg.is_limited = True, False, False
+        leg.is_away, leg.sent_to, leg.was_sent, leg.is_limited = True, number, False, False
         try:
             # Outside Stasis a channel is told of only if it is asked for.
             if not leg.is_followed:

@@ -22,7 +22,7 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.asterisk.events import Channel, Event
-from server.carrier.asterisk.leg import Leg, unfollow, without_stream
+from server.carrier.asterisk.leg import Leg, sent_away, unfollow, without_stream
 from server.carrier.asterisk.steps import (
     Answer,
     Continue,
@@ -375,10 +375,11 @@ class Exchange:
                 return [Gone(call_sid)]
             return self._destroyed(call_sid, 0, 0, now)  # why is nowhere to be asked
         runs = channel.dialplan.app_name
-        is_outside = leg.is_followed and runs not in ("", STASIS)
-        if leg.has_left and is_outside:  # by our sending, which we took for failed
-            leg.has_left, leg.is_away, leg.was_sent = False, True, True
-            return without_stream(leg)
+        # The app is shown, and told of, one who was to be sent away wherever they are since.
+        is_outside = leg.is_followed and leg.sent_to != "" and runs not in ("", STASIS)
+        is_sent_there = is_outside and channel.dialplan.exten == leg.sent_to
+        if leg.has_left and is_sent_there:
+            return sent_away(leg)
         if leg.has_left and not has_waited:  # it may come again at once
             return [Gone(call_sid)]
         if leg.has_left:  # with the dialplan, or another process: whoever has it ends it
@@ -397,9 +398,11 @@ class Exchange:
             if leg.left_app:
                 return [*self._answered(leg, now), Fetch(call_sid)]
             return self._started(channel, [], now) if leg.ticket else self._answered(leg, now)
-        if is_outside and leg.is_in_hand:
-            leg.is_away = True  # we have sent them away, and were not told
-            return without_stream(leg)
+        if is_sent_there and leg.is_in_hand:
+            return sent_away(leg)
+        if is_outside and leg.is_in_hand:  # somebody else has taken them, and we were not told
+            leg.has_left = True
+            return [Gone(call_sid)]
         if leg.lacks_stream and leg.is_in_hand and runs == STASIS:  # they were not sent away
             leg.lacks_stream = False
             return [Tell(ResumeRequest(call_sid))]
@@ -431,6 +434,10 @@ class Exchange:
             return self._new(channel, args, now)
         if leg.is_left_away:
             return self.caller_stayed(name)
+        if leg.is_away and leg.was_sent:  # by somebody else, as nobody is rung for them any more
+            leg.is_away = False
+            update = TransferUpdate(name, CallStatus.FAILED, wants_document=True)
+            return [*without_stream(leg), Tell(update), *unfollow(leg)]
         ticket, leg.ticket = leg.ticket, ""
         leg.is_heard_of = True
         if not ticket and was_out and leg.media_id:  # by somebody else: it is in no bridge now

@@ -40,6 +40,8 @@ class Leg:
     """Asterisk ends the call should nobody here do it."""
     is_away: bool = False
     """The caller is with somebody else, in the dialplan's hands."""
+    sent_to: str = ""
+    """The number that the caller was last to be sent to: the extension that they are at there."""
     was_sent: bool = False
     """Since the caller was last to be sent there, the app was told that they have left."""
     is_followed: bool = False
@@ -80,6 +82,12 @@ def without_stream(leg: Leg) -> list[Step]:
     media_id, leg.media_id = leg.media_id, ""
     leg.is_open = leg.is_joined = False
     return [Drop(media_id)] if media_id else []
+
+
+def sent_away(leg: Leg) -> list[Step]:
+    """The caller is where we have sent them, though that was taken for failed."""
+    leg.has_left, leg.is_away, leg.was_sent = False, True, True
+    return without_stream(leg)
 
 
 def unfollow(leg: Leg) -> list[Step]:
