@@ -36,7 +36,7 @@ from server.carrier.webhooks import (
     SayAndEndCall,
 )
 from server.errors import CallNotInProgress, CarrierError, ConfigurationError
-from tests.support.ari import ALWAYS, FakeAri, fake_ari
+from tests.support.ari import ALWAYS, Asked, FakeAri, fake_ari
 
 pytestmark = pytest.mark.sockets
 
@@ -1373,7 +1373,8 @@ async def test_a_refused_transfer_leaves_the_call_as_it_was(pbx, status):
         pbx.fails("POST", "/continue", status=status)
         with pytest.raises(CarrierError) as failed:
             await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
-        goes_on, limit_s = talks(pbx, IN), pbx.variables[IN]["TIMEOUT(absolute)"]
+        goes_on = talks(pbx, IN)
+        await pbx.until(lambda: pbx.variables[IN]["TIMEOUT(absolute)"] == "14460")
         await carrier.reconnect(IN, "tock")
         await pbx.until(lambda: talks(pbx, IN))
         if status == 403:  # else they may have been sent away
@@ -1382,7 +1383,6 @@ async def test_a_refused_transfer_leaves_the_call_as_it_was(pbx, status):
     assert failed.value.status == status
     assert goes_on
     assert requests(pbx, "DELETE", "/subscription") == (status == 403)
-    assert limit_s == "14460"
 
 
 @pytest.mark.parametrize("status", [0, 500])
@@ -1446,6 +1446,30 @@ async def test_a_transfer_of_which_nothing_at_all_is_told_is_found_to_be_one(pbx
     assert update.status is CallStatus.IN_PROGRESS
     assert IN in pbx.channels
     assert not [one for one in desk.told if isinstance(one, ResumeRequest)]
+
+
+async def test_a_transfer_that_is_made_after_it_was_given_up_lasts_as_long_as_it_likes(pbx):
+    desk = Desk(ANSWERS | {TransferUpdate: ConnectStream("tock")})
+    async with hearing(pbx, desk) as carrier:
+        await pbx.calls_in("offhook", IN)
+        await pbx.until(lambda: talks(pbx, IN) and IN in pbx.variables)
+        is_made = trio.Event()
+        pbx.fails("POST", "/continue")
+        pbx.fails("GET", f"/channels/{IN}", status=503)
+        pbx.fails("GET", f"/channels/{IN}", status=503, until=is_made)
+        with pytest.raises(CarrierError):
+            await carrier.transfer(IN, THEM, ring_timeout_s=20.0)
+        late = Asked("POST", f"/ari/channels/{IN}/continue", {"extension": THEM}, None)
+        await pbx.answer(late)
+        is_made.set()
+        await pbx.until(lambda: not media_of(pbx, IN))
+        limit_s = pbx.variables[IN]["TIMEOUT(absolute)"]
+        await pbx.comes_back(IN, "BUSY")
+        await pbx.until(lambda: talks(pbx, IN) and pbx.variables[IN]["TIMEOUT(absolute)"] != "0")
+
+    assert limit_s == "0"
+    assert pbx.variables[IN]["TIMEOUT(absolute)"] == "14460"
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
 
 
 @pytest.mark.parametrize("status", [403, 500])

@@ -258,6 +258,8 @@ class FakeAri:
             case ("GET", "channels", channel_id, "variable"):
                 value = self.variables.get(channel_id, {}).get(query["variable"])
                 return (404, {"message": "Variable"}) if value is None else (200, {"value": value})
+            case ("POST", "channels", channel_id, "variable") if not self._is_in_hand(channel_id):
+                return 409, {"message": "Channel not in Stasis application"}
             case ("POST", "channels", channel_id, "variable"):
                 self.variables.setdefault(channel_id, {})[query["variable"]] = query["value"]
                 return 204, None

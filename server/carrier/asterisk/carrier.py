@@ -300,17 +300,17 @@ class AsteriskCarrier:
                 await self._hands.send_away(call_sid, *where, lambda: leg.was_sent)
         except BaseException as error:
             leg.is_away = False
-            if not (isinstance(error, CarrierError) and error.outcome_unknown):  # they are here
+            is_here = not (isinstance(error, CarrierError) and error.outcome_unknown)
+            if is_here:
                 self._do_later(unfollow(leg))
             # That they have hung up was no news of a caller who was taken to be away.
             self._do_later([Look(call_sid)])
-            if was_limited:
+            if was_limited and is_here:  # else once they are seen to be: outside none can undo it
                 leg.is_limited = True
                 with trio.move_on_after(CLEAN_UP_S, shield=True):
                     await self._do_now([Limit(call_sid)])
             raise
-        # Or it has failed already, and the caller is back with another stream: that is not ours to
-        # take.
+        # If it has failed already, the stream that the caller is back with is not ours to take.
         if leg.media_id == media_id:
             steps, is_done = exchange.take_stream(call_sid), False
             with suppress(CarrierError), trio.move_on_after(CLEAN_UP_S, shield=True):

@@ -403,10 +403,15 @@ class Exchange:
         if is_outside and leg.is_in_hand:  # somebody else has taken them, and we were not told
             leg.has_left = True
             return [Gone(call_sid)]
-        if leg.lacks_stream and leg.is_in_hand and runs == STASIS:  # they were not sent away
-            leg.lacks_stream = False
-            return [Tell(ResumeRequest(call_sid))]
-        return []
+        steps: list[Step] = []
+        if leg.is_in_hand and runs == STASIS:  # they were not sent away
+            if leg.streams and not leg.is_limited:
+                leg.is_limited = True
+                steps.append(Limit(call_sid))
+            if leg.lacks_stream:
+                leg.lacks_stream = False
+                steps.append(Tell(ResumeRequest(call_sid)))
+        return steps
 
     # -- events ------------------------------------------------------------------------------
 
