@@ -32,7 +32,7 @@ from server.carrier import (
     VoiceRequest,
 )
 from server.carrier.webhooks import PassOn, Reply, Report
-from server.cluster.cluster import Cluster
+from server.cluster.cluster import Cluster, chosen_for
 from server.cluster.redis import redis_registry
 from server.cluster.registry import RegistryAway
 from server.errors import CallRefused
@@ -216,10 +216,9 @@ class Service:
         calls = self.calls
         is_live = calls.register.get_live(report.call_sid) is not None
         match report:
-            case VoiceRequest(begins=True) if not is_live:
-                if not report.is_given and (other := self._chosen()) is not None:
-                    return PassOn(other)
-                return await self.begin_call(report)
+            case VoiceRequest(call_sid, begins=True, is_given=is_given) if not is_live:
+                other = None if is_given else await chosen_for(call_sid, self.cluster)
+                return await self.begin_call(report) if other is None else PassOn(other)
             case VoiceRequest(begins=True) | ResumeRequest():
                 return await self._go_on(report)
             case VoiceRequest():
@@ -237,11 +236,6 @@ class Service:
                     return await self._go_on(report)
                 return await calls.update_transfer(report, self.agent)
         return None
-
-    def _chosen(self) -> str | None:
-        """The process that is to have the next call; None if it is this one."""
-        name = self.cluster.new_calls.choose() if self.cluster.are_several else None
-        return None if name == self.cluster.me.name else name
 
     async def _go_on(self, asked: Report) -> Reply | None:
         """How a call goes on whose stream has ended, or that somebody here has left behind; None

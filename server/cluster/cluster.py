@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from secrets import randbits
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from server.cluster.names import name_of, path_of
 from server.cluster.new_calls import NewCalls
 from server.cluster.peers import Peers
 from server.cluster.proof import Prover
-from server.cluster.registry import Holding, Load, Member, Registry, Seen
+from server.cluster.registry import Holding, Load, Member, Registry, RegistryAway, Seen
 from server.errors import ConfigurationError
 from server.pace import next_tick
 
@@ -389,3 +390,21 @@ class Cluster:
             RegistryAway: It is not known; whoever was asked for the call keeps it.
         """
         return await self.registry.claim(call_sid, self.member(name))
+
+
+async def chosen_for(call_sid: str, cluster: Cluster) -> str | None:
+    """The process that is to have a call that has just come to this one; None if it is this one.
+
+    Who has it already keeps it, as it is the carrier that has brought it to another: it begins no
+    second time. Of a new one, or while nobody can say, it is whoever has the most room.
+    """
+    if not cluster.are_several:
+        return None
+    holding = None
+    with suppress(RegistryAway):
+        holding = await cluster.registry.owner(call_sid)
+    if holding is None or cluster.is_gone(holding.member):
+        name = cluster.new_calls.choose()
+    else:
+        name = holding.member.name
+    return None if name == cluster.me.name else name

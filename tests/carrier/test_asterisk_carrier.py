@@ -1119,6 +1119,21 @@ async def test_a_caller_whom_the_pbx_takes_and_gives_back_is_asked_about(pbx):
     assert desk.statuses == [CallStatus.IN_PROGRESS]
 
 
+async def test_a_caller_whom_the_pbx_gives_to_another_process_comes_back_to_their_own(pbx):
+    desk = Desk(ANSWERS | {ResumeRequest: ConnectStream("tock")})
+    other = Desk({VoiceRequest: PassOn("1")})
+    async with hearing(pbx, other, "0"), hearing(pbx, desk, "1"):
+        await pbx.calls_in("offhook-1", IN)
+        await pbx.until(lambda: talks(pbx, IN))
+        (media,) = media_of(pbx, IN)
+        await pbx.goes_round(IN, "offhook-0")
+        await pbx.until(lambda: talks(pbx, IN) and media not in pbx.channels)
+
+    assert pbx.channels[IN]["app"] == "offhook-1"
+    assert len([one for one in desk.told if isinstance(one, ResumeRequest)]) == 1
+    assert desk.statuses == [CallStatus.IN_PROGRESS]
+
+
 async def test_a_caller_who_hangs_up_just_when_they_are_to_hear_the_apology_has_hung_up(pbx):
     desk, may_look = Desk(ANSWERS), trio.Event()
     async with hearing(pbx, desk) as carrier:

@@ -142,13 +142,15 @@ class FakeAri:
         self.channels[channel_id]["app"] = app
         await self._given(channel_id, app, ["transferred", dialstatus])
 
-    async def goes_round(self, channel_id: str) -> None:
-        """Somebody has the dialplan take a caller from their app, and give them to it again."""
+    async def goes_round(self, channel_id: str, to: str = "") -> None:
+        """Somebody has the dialplan take a caller from their app, and give them to it again, or to
+        another."""
         app = self.channels[channel_id]["app"]
         for members in self.bridges.values():
             members.discard(channel_id)
         await self.tell(app, "StasisEnd", channel_id)
-        await self._given(channel_id, app, [])
+        self.channels[channel_id]["app"] = to or app
+        await self._given(channel_id, to or app, [])
 
     async def _given(self, channel_id: str, app: str, args: list[str]) -> None:
         dialplan = {"app_name": "Stasis", "app_data": ",".join((app, *args))}

@@ -64,6 +64,40 @@ async def test_a_call_that_was_given_here_is_not_given_on(monkeypatch):
     assert isinstance(answer, ConnectStream)
 
 
+async def test_a_call_that_the_pbx_brings_to_another_process_goes_back_to_its_own(monkeypatch):
+    async with two_nodes(monkeypatch, Store()) as (first, second):
+        call = await in_progress(second)
+        answer = await first.service.take_report(ASKED)
+
+    assert call is not None
+    assert answer == PassOn("b")
+    assert first.service.calls.register.get(CALL) is None
+
+
+@pytest.mark.parametrize("why", ["its process is gone", "nobody can say whose it is"])
+async def test_a_call_that_the_pbx_brings_is_begun_where_it_cannot_go_back(monkeypatch, why):
+    store = Store()
+    async with two_nodes(monkeypatch, store) as (first, second):
+        store.calls[CALL] = Holding(GONE if "gone" in why else second.service.cluster.me, 1)
+        store.is_away = "nobody" in why
+        answer = await first.service.take_report(ASKED)
+        store.is_away = False
+
+    assert isinstance(answer, ConnectStream)
+
+
+async def test_a_call_that_has_ended_here_and_that_the_pbx_brings_again_is_over(monkeypatch):
+    async with two_nodes(monkeypatch, Store()) as (first, _):
+        call = await in_progress(first)
+        call.end(EndReason.TRANSFERRED)
+        with trio.fail_after(60):
+            await call.finished.wait()
+        first.service.cluster.stands_aside = True
+        answer = await first.service.take_report(ASKED)
+
+    assert answer == EndCall()
+
+
 async def test_a_process_that_is_full_refuses(monkeypatch):
     async with serving(max_calls=1) as server:
         await in_progress(server)
