@@ -934,6 +934,28 @@ def test_a_call_that_has_left_and_is_back_goes_on():
     ]
 
 
+def test_a_call_that_is_back_and_whose_stream_has_ended_meanwhile_gets_another():
+    exchange = talking()
+
+    exchange.take(event("StasisEnd", CALL), 17.4)
+    meanwhile = exchange.take(event("ChannelDestroyed", MEDIA), 17.5)
+    back = exchange.take(event("StasisStart", CALL), 17.6)
+    opened = exchange.do(CALL, ConnectStream("tock"))
+
+    assert meanwhile == [Drop(MEDIA)]
+    assert back == [Tell(ResumeRequest(CALL))]
+    assert opened == [OpenStream(CALL, "offhook.media.2.1764.1", "tock")]
+
+
+def test_a_call_that_is_back_and_hears_its_last_words_is_not_asked_about():
+    exchange = talking()
+    exchange.say(CALL)
+
+    exchange.take(event("StasisEnd", CALL), 17.4)
+
+    assert exchange.take(event("StasisStart", CALL), 17.6) == []
+
+
 def test_who_asks_by_way_of_asterisk_whether_we_are_there_is_told():
     def asked(name: str, app: object) -> list[object]:
         told = event("ChannelUserevent", eventname=name, userevent={"app": app})

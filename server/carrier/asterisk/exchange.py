@@ -445,7 +445,8 @@ class Exchange:
             return [*without_stream(leg), Tell(update), *unfollow(leg)]
         ticket, leg.ticket = leg.ticket, ""
         leg.is_heard_of = True
-        if not ticket and was_out and leg.media_id:  # by somebody else: it is in no bridge now
+        if not ticket and was_out and leg.streams and not leg.is_last:
+            # By somebody else: it is in no bridge now, and may have no stream any more.
             return [*without_stream(leg), Tell(ResumeRequest(name))]
         if not ticket:  # it was brought here, by us
             return []
