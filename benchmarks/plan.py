@@ -49,7 +49,7 @@ class Measured:
     """What TLS to the model adds, at 100 calls."""
     setup_ms: float = 25.0
     """For a call that we place, and its end; one that comes in takes 14."""
-    rss_kib_per_call: float = 250.0
+    rss_kib_per_call: float = 130.0
     balancer_ms_per_call_s: float = 1.6
     """Of one that reads HTTP, in plain; TLS comes on top."""
     registry_us: float = 13.0
@@ -90,7 +90,7 @@ SOURCES = {
     "cpu_ms_per_call_s": "python -m benchmarks calls --tls",
     "tls_ms_per_call_s": "python -m benchmarks calls --tls",
     "setup_ms": "python -m benchmarks setup --quick, on a machine that was not idle",
-    "rss_kib_per_call": "python -m benchmarks calls --tls (190 to 250)",
+    "rss_kib_per_call": "python -m benchmarks calls --tls (93 to 106, and what varies)",
     "balancer_ms_per_call_s": f"{ASSUMED}: HAProxy 2.6 with 24 calls of a prototype",
     "registry_us": "python -m benchmarks failover --only cost, Redis 7.0 (10 to 13)",
     "state_every_s": "python -m benchmarks failover --only cost, with agents that never pause",
