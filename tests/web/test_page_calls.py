@@ -159,6 +159,18 @@ async def test_pages_of_other_origins_open_no_stream_unless_they_are_allowed():
         ("https://a.example", {"Origin": "http://["}, "wss://a.example"),
         ("https://a.example", {"Host": "my_box:8000"}, "wss://a.example"),
         (None, {"Host": "my_box:8000"}, "ws://my_box:8000"),
+        (None, {"Host": "b.example", "Origin": "https://b.example"}, "wss://b.example"),
+        (None, {"Host": "b.example", "Origin": "http://b.example"}, "ws://b.example"),
+        (
+            "http://b.example",
+            {"Host": "b.example", "Origin": "https://b.example"},
+            "wss://b.example",
+        ),
+        (
+            "https://b.example",
+            {"Host": "b.example", "Origin": "http://b.example"},
+            "wss://b.example",
+        ),
     ],
 )
 async def test_a_page_is_told_where_it_has_reached_the_server_and_a_stranger_whatever_they_write(

@@ -130,7 +130,9 @@ def add_page_calls(app: Quart, service: Service, elsewhere: Elsewhere) -> None:
         public = urlsplit(settings.public_url or "")
         scheme, netloc = public.scheme or request.scheme, public.netloc or host
         page = parts_of(single(request.headers, "Origin") or "")
-        if page.netloc and page.netloc == host != netloc:
+        # What a proxy in front speaks is the page's own scheme; https is not left for less.
+        is_here = bool(page.netloc) and page.netloc == host
+        if is_here and (host != public.netloc or page.scheme == "https"):
             scheme, netloc = page.scheme, host
         scheme = "wss" if scheme == "https" else "ws"
         return f"{scheme}://{netloc}{prefix_of(settings.public_url)}{path}"
