@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import wave
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import trio
 
-from benchmarks.microphone import MICROPHONE_HZ, speech_file
+from benchmarks.microphone import speech_file
 from tests.support.browser import with_a_made_up_phone
 from tests.support.chromium import WAIT_MS, chromium, needs_chromium
 from tests.support.serving import serving
@@ -130,15 +129,6 @@ MOST_ASKED = 60
 CAME_BACK = """() => phone.state === "talking"
   && seen.states.some(([state]) => state === "reconnecting")"""
 GREETED = f"() => seen.played.some((peak) => peak > {LOUD})"
-
-
-@pytest.fixture
-def silent_microphone(tmp_path):
-    path = tmp_path / "silent.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, MICROPHONE_HZ, 0, "NONE", ""))
-        file.writeframes(bytes(2 * MICROPHONE_HZ))  # which Chromium plays again and again
-    return path
 
 
 @pytest.fixture

@@ -95,6 +95,7 @@ export class Phone extends EventTarget {
     if (!["idle", "ready", "over", "preparing"].includes(this.#state)) return undefined;
     const life = this.#life;
     this.#set("preparing");
+    if (life !== this.#life) return undefined;
     this.#preparing = this.#prepare();
     try {
       await this.#preparing;
@@ -110,11 +111,12 @@ export class Phone extends EventTarget {
   /** Call; returns when the agent can be heard. Has to be asked for by a click, or browsers stay mute. */
   async call() {
     if (ON_LINE.includes(this.#state)) return;
+    const life = this.#life;
     await this.prepare();
-    if (this.#state !== "ready") return; // hung up meanwhile
+    if (life !== this.#life || this.#state !== "ready") return; // hung up meanwhile
     this.#set("connecting");
-    await this.#context.resume();
-    if (this.#state !== "connecting") return;
+    await this.#context?.resume();
+    if (life !== this.#life) return;
     addEventListener("offline", this.#offline);
     this.#connect(this.#call.url, this.#call.ticket);
   }
@@ -165,6 +167,7 @@ export class Phone extends EventTarget {
     const body = { quality: this.#quality, ...this.#wishes };
     const life = this.#life;
     const granted = await isGranted();
+    if (life !== this.#life) return;
     const asked = granted ? this.#ask(body) : null;
     asked?.catch(() => {});
     try {
@@ -245,6 +248,7 @@ export class Phone extends EventTarget {
       else this.#tick(socket);
     }, TICK_MS);
     socket.onopen = () => {
+      if (socket !== this.#socket) return;
       this.#quietTicks = 0;
       socket.send(JSON.stringify(this.#startOf(this.#sid, ticket)));
       this.#set("talking");
@@ -334,12 +338,14 @@ export class Phone extends EventTarget {
 
   async #comeBack() {
     const call = this.#call;
+    const life = this.#life;
+    const isOver = () => life !== this.#life || this.#state !== "reconnecting" || this.#socket;
     let pauseMs = 50;
     const giveUpAt = this.#lostAt + 1_000 * (call.comes_back_s ?? COMES_BACK_S);
     while (performance.now() < giveUpAt) {
       await sleep(pauseMs);
       pauseMs = Math.min(1_000, 2 * pauseMs);
-      if (this.#state !== "reconnecting" || this.#socket) return;
+      if (isOver()) return;
       let answer, told;
       try {
         answer = await this.#askAgain(call, {}, { signal: AbortSignal.timeout(ASK_MS) });
@@ -347,7 +353,7 @@ export class Phone extends EventTarget {
       } catch {
         continue; // there is no network yet
       }
-      if (this.#state !== "reconnecting" || this.#socket) return;
+      if (isOver()) return;
       if (answer.status >= 500) continue;
       if (answer.ok && !told.over) {
         this.#connect(told.url, told.ticket);
@@ -357,7 +363,7 @@ export class Phone extends EventTarget {
       this.#end("over");
       return;
     }
-    if (this.#state === "reconnecting") this.#end("lost");
+    if (!isOver()) this.#end("lost");
   }
 
   // Its end --------------------------------------------------------------------------------------

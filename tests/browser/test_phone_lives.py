@@ -1,0 +1,258 @@
+"""One telephone of a page, call after call: what was begun for one has no say in the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.chromium import WAIT_MS, chromium, needs_chromium
+from tests.support.serving import serving
+
+pytestmark = [pytest.mark.sockets, pytest.mark.slow, needs_chromium]
+HARNESS = """async () => {
+  const { Phone } = await import("./static/phone.js");
+  const seen = (globalThis.seen = {
+    states: [], reasons: [], problems: [], levels: 0, asked: [], given: [], starts: [], sockets: 0,
+    contexts: [], tracks: [], begun: [],
+  });
+  // What is held has been done, and nobody learns of it before it is let go.
+  const held = (globalThis.held = {});
+  globalThis.hold = (object, name, isHeld = () => true) => {
+    const real = object[name];
+    held[name] = [];
+    object[name] = async function (...given) {
+      const result = await real.apply(this, given);
+      if (isHeld(...given)) await new Promise((go) => held[name].push(go));
+      return result;
+    };
+  };
+  globalThis.begin = (what) => {
+    const one = { isOver: false, error: null };
+    seen.begun.push(one);
+    const fail = (error) => { one.error = error.message; };
+    phone[what]().catch(fail).then(() => { one.isOver = true; });
+  };
+  globalThis.isAnother = (_, { body }) => !JSON.parse(body).hang_up; // is asked for, and no end
+
+  const { fetch: ask, WebSocket: Socket, AudioContext: Context } = globalThis;
+  globalThis.fetch = async (...given) => {
+    const answer = await ask(...given);
+    const text = await answer.text();
+    const told = JSON.parse(text);
+    seen.given.push([told.call_sid ?? JSON.parse(given[1].body).call_sid, told.ticket]);
+    return new Response(text, answer);
+  };
+  globalThis.WebSocket = class extends Socket {
+    constructor(...given) {
+      super(...given);
+      seen.sockets += 1;
+    }
+    send(text) {
+      const { event, start } = JSON.parse(text);
+      if (event === "start") seen.starts.push([start.callSid, start.customParameters.ticket]);
+      super.send(text);
+    }
+  };
+  globalThis.AudioContext = class extends Context {
+    constructor(...given) {
+      super(...given);
+      seen.contexts.push(this);
+    }
+  };
+  const { mediaDevices } = navigator;
+  const listen = mediaDevices.getUserMedia.bind(mediaDevices);
+  mediaDevices.getUserMedia = async (wishes) => {
+    const microphone = await listen(wishes);
+    seen.tracks.push(...microphone.getTracks());
+    return microphone;
+  };
+  globalThis.newCall = async (wishes) => {
+    seen.asked.push(wishes);
+    const headers = { "Content-Type": "application/json" };
+    const call = { method: "POST", headers, body: JSON.stringify(wishes) };
+    return (await fetch("calls/browser", call)).json();
+  };
+  const phone = (globalThis.phone = new Phone({ ask: (wishes) => newCall(wishes) }));
+  phone.addEventListener("state", ({ detail: { state, reason } }) => {
+    seen.states.push(state);
+    if (reason) seen.reasons.push(reason);
+  });
+  phone.addEventListener("problem", ({ detail }) => seen.problems.push(detail.message));
+  phone.addEventListener("level", () => { seen.levels += 1; });
+}"""
+HOLD_RESUME = "() => hold(globalThis, 'fetch', isAnother)"
+LOSE = "() => dispatchEvent(new Event('offline'))"
+HANG = """() => {
+  // The first socket that is opened never says anything.
+  const { WebSocket: Real } = globalThis;
+  let hung = null;
+  globalThis.WebSocket = class extends Real {
+    constructor(...given) {
+      if (!hung) return (globalThis.hung = hung = { readyState: 0, send() {}, close() {} });
+      super(...given);
+    }
+  };
+}"""
+
+
+@contextmanager
+def telephone(url: str, microphone: Path) -> Generator[Any]:
+    """A page with one telephone, which says what it does."""
+    wrong: list[str] = []
+    with chromium(microphone=microphone) as browser:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(f"{url}/phone")
+        page.evaluate(HARNESS)
+        yield page
+    assert wrong == []
+
+
+async def at_a_page(microphone: Path, act: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
+    """Have a function act at such a page; what it returns, and all records by ``call_sid``."""
+
+    def run() -> Any:
+        with telephone(server.url, microphone) as page:
+            return act(page)
+
+    async with serving() as server:
+        found = await trio.to_thread.run_sync(run)
+        register = server.service.calls.register
+        with trio.fail_after(WAIT_MS / 1_000):
+            for call_sid in list(register.live):
+                await register.get(call_sid).finished.wait()
+        calls = (await server.http.get("/calls")).json()["calls"]
+    return found, {call["call_sid"]: call for call in calls}
+
+
+def until_state(page: Any, state: str) -> None:
+    page.wait_for_function("(state) => phone.state === state", arg=state)
+
+
+def until_held(page: Any, name: str, count: int) -> None:
+    given = [name, count]
+    page.wait_for_function("([name, count]) => held[name]?.length === count", arg=given)
+
+
+def until_over(page: Any, nth: int) -> None:
+    """Wait until what was begun as the nth has returned, or failed."""
+    page.wait_for_function("(nth) => seen.begun[nth].isOver", arg=nth)
+
+
+async def test_a_call_that_was_hung_up_while_it_was_asked_for_does_not_begin_later(
+    silent_microphone,
+):
+    def act(page):
+        page.evaluate("() => { hold(globalThis, 'newCall'); begin('call'); }")
+        until_held(page, "newCall", 1)
+        page.evaluate("() => { phone.hangUp(); begin('prepare'); }")
+        until_held(page, "newCall", 2)
+        page.evaluate("held.newCall[1]()")
+        until_state(page, "ready")
+        page.evaluate("held.newCall[0]()")
+        until_over(page, 0)
+        found = page.evaluate("[phone.state, seen.sockets]")
+        page.evaluate("phone.hangUp()")
+        return found
+
+    found, records = await at_a_page(silent_microphone, act)
+
+    assert found == ["ready", 0]
+    assert [record["reason"] for record in records.values()] == ["caller-hung-up"] * 2
+
+
+async def test_a_page_that_came_back_too_late_for_its_call_leaves_the_next_one_alone(
+    silent_microphone,
+):
+    def act(page):
+        page.evaluate("begin('call')")
+        until_state(page, "talking")
+        page.evaluate(HOLD_RESUME)
+        page.evaluate(LOSE)
+        until_held(page, "fetch", 1)
+        page.evaluate("phone.hangUp()")
+        page.evaluate("begin('call')")
+        until_held(page, "fetch", 2)  # the call that is asked for
+        page.evaluate("held.fetch[1]()")
+        until_state(page, "talking")
+        page.evaluate(LOSE)
+        until_held(page, "fetch", 3)
+        page.evaluate("() => { held.fetch[0](); held.fetch[2](); }")
+        until_state(page, "talking")
+        levels = page.evaluate("seen.levels")
+        page.wait_for_function("(count) => seen.levels > count + 50", arg=levels)
+        found = page.evaluate("[phone.state, seen]")
+        page.evaluate("phone.hangUp()")
+        return found
+
+    (state, seen), records = await at_a_page(silent_microphone, act)
+
+    assert state == "talking"
+    assert len(seen["starts"]) == 3
+    assert [each for each in seen["starts"] if each not in seen["given"]] == []
+    assert [record["reason"] for record in records.values()] == ["caller-hung-up"] * 2
+
+
+async def test_one_ticket_opens_one_stream_however_late_a_browser_has_its_sound(silent_microphone):
+    def act(page):
+        page.evaluate("() => { hold(AudioContext.prototype, 'resume'); begin('call'); }")
+        until_held(page, "resume", 1)
+        page.evaluate("() => { phone.hangUp(); begin('call'); }")
+        until_held(page, "resume", 2)
+        page.evaluate("() => held.resume.forEach((go) => go())")
+        until_state(page, "talking")
+        sockets = page.evaluate("seen.sockets")
+        page.evaluate("phone.hangUp()")
+        return sockets
+
+    sockets, records = await at_a_page(silent_microphone, act)
+
+    assert sockets == 1
+    assert [record["reason"] for record in records.values()] == ["caller-hung-up"] * 2
+
+
+async def test_a_stream_that_opens_after_it_was_given_up_is_no_line(silent_microphone):
+    def act(page):
+        page.evaluate(HANG)
+        page.evaluate("begin('call')")
+        until_state(page, "connecting")
+        page.evaluate(HOLD_RESUME)
+        page.wait_for_function("() => globalThis.hung?.onopen")
+        page.evaluate(LOSE)
+        until_held(page, "fetch", 1)
+        page.evaluate("hung.onopen()")
+        state = page.evaluate("phone.state")
+        page.evaluate("held.fetch[0]()")
+        until_state(page, "talking")
+        page.evaluate("phone.hangUp()")
+        return state
+
+    state, records = await at_a_page(silent_microphone, act)
+
+    assert state == "reconnecting"
+    assert [record["reason"] for record in records.values()] == ["caller-hung-up"]
+
+
+@pytest.mark.parametrize("at", ["at once", "preparing", "ready", "connecting"])
+async def test_who_hangs_up_as_soon_as_a_call_begins_has_no_microphone_on(silent_microphone, at):
+    def act(page):
+        hang_up = "({ detail }) => { if (detail.state === at) phone.hangUp(); }"
+        page.evaluate(f"(at) => phone.addEventListener('state', {hang_up})", at)
+        page.evaluate("begin('call')")
+        if at == "at once":
+            page.evaluate("() => { phone.hangUp(); begin('call'); phone.hangUp(); }")
+            until_over(page, 1)
+        until_over(page, 0)
+        live = "seen.tracks.filter((track) => track.readyState === 'live').length"
+        return page.evaluate(f"[phone.state, seen.begun[0].error, {live}, seen.sockets]")
+
+    found, records = await at_a_page(silent_microphone, act)
+
+    assert found == ["over", None, 0, 0]
+    assert {record["reason"] for record in records.values()} <= {"caller-hung-up"}
