@@ -87,6 +87,9 @@ HARNESS = """async () => {
 }"""
 HOLD_RESUME = "() => hold(globalThis, 'fetch', isAnother)"
 LOSE = "() => dispatchEvent(new Event('offline'))"
+SILENT = """() => {
+  AudioContext.prototype.resume = async () => { throw new Error("no loudspeaker"); };
+}"""
 HANG = """() => {
   // The first socket that is opened never says anything.
   const { WebSocket: Real } = globalThis;
@@ -256,3 +259,18 @@ async def test_who_hangs_up_as_soon_as_a_call_begins_has_no_microphone_on(silent
 
     assert found == ["over", None, 0, 0]
     assert {record["reason"] for record in records.values()} <= {"caller-hung-up"}
+
+
+async def test_a_call_whose_sound_does_not_begin_is_over_and_says_why(silent_microphone):
+    def act(page):
+        page.evaluate(SILENT)
+        page.evaluate("begin('call')")
+        until_over(page, 0)
+        tracks = "seen.tracks.map((track) => track.readyState)"
+        return page.evaluate(f"[phone.state, {tracks}, seen]")
+
+    (state, tracks, seen), records = await at_a_page(silent_microphone, act)
+
+    assert (state, seen["reasons"], tracks) == ("over", ["failed"], ["ended"])
+    assert (seen["problems"], seen["begun"][0]["error"]) == (["no loudspeaker"], "no loudspeaker")
+    assert [record["reason"] for record in records.values()] == ["caller-hung-up"]

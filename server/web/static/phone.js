@@ -115,7 +115,13 @@ export class Phone extends EventTarget {
     await this.prepare();
     if (life !== this.#life || this.#state !== "ready") return; // hung up meanwhile
     this.#set("connecting");
-    await this.#context?.resume();
+    try {
+      await this.#context?.resume();
+    } catch (error) { // there is no way to play anything
+      if (life !== this.#life) return;
+      this.#giveUp(error);
+      throw error;
+    }
     if (life !== this.#life) return;
     addEventListener("offline", this.#offline);
     this.#connect(this.#call.url, this.#call.ticket);
@@ -140,6 +146,12 @@ export class Phone extends EventTarget {
   press(key) {
     if (!KEYS.test(key)) throw new RangeError(`no key ${key} on a telephone`);
     this.#send("dtmf", { digit: key });
+  }
+
+  #giveUp(error) {
+    this.#tell("problem", { message: String(error.message ?? error) });
+    this.#giveBack(this.#call);
+    this.#end("failed");
   }
 
   /** Nobody here wants this call any more, and there is no stream to say so: its key is enough. */
@@ -234,9 +246,7 @@ export class Phone extends EventTarget {
     try {
       socket = this.#socket = new WebSocket(url);
     } catch (error) { // an address that this page may not open
-      this.#tell("problem", { message: String(error.message ?? error) });
-      this.#giveBack(this.#call);
-      this.#end("failed");
+      this.#giveUp(error);
       return;
     }
     this.#sid = newSid();
