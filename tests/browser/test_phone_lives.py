@@ -90,6 +90,20 @@ LOSE = "() => dispatchEvent(new Event('offline'))"
 SILENT = """() => {
   AudioContext.prototype.resume = async () => { throw new Error("no loudspeaker"); };
 }"""
+INTERRUPT = """(how) => {
+  const [context] = seen.contexts;
+  if (how === "for a while") {
+    context.resume = async () => {
+      globalThis.isRefused = true;
+      throw new Error("interrupted");
+    };
+  }
+  return context.suspend().then(() => { seen.levels = 0; });
+}"""
+COME_BACK = """() => {
+  delete seen.contexts[0].resume;
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 HANG = """() => {
   // The first socket that is opened never says anything.
   const { WebSocket: Real } = globalThis;
@@ -273,4 +287,25 @@ async def test_a_call_whose_sound_does_not_begin_is_over_and_says_why(silent_mic
 
     assert (state, seen["reasons"], tracks) == ("over", ["failed"], ["ended"])
     assert (seen["problems"], seen["begun"][0]["error"]) == (["no loudspeaker"], "no loudspeaker")
+    assert [record["reason"] for record in records.values()] == ["caller-hung-up"]
+
+
+@pytest.mark.parametrize("how", ["for a moment", "for a while"])
+async def test_a_page_whose_sound_was_taken_away_during_its_call_is_heard_again(
+    silent_microphone, how
+):
+    def act(page):
+        page.evaluate("begin('call')")
+        until_state(page, "talking")
+        page.evaluate(INTERRUPT, how)
+        if how == "for a while":
+            page.wait_for_function("() => globalThis.isRefused")
+            page.evaluate(COME_BACK)
+        page.wait_for_function("() => seen.levels > 50")
+        page.evaluate("phone.hangUp()")
+        return page.evaluate("seen.states")
+
+    states, records = await at_a_page(silent_microphone, act)
+
+    assert states == ["preparing", "ready", "connecting", "talking", "over"]
     assert [record["reason"] for record in records.values()] == ["caller-hung-up"]

@@ -67,6 +67,10 @@ export class Phone extends EventTarget {
   #life = 0; // how often it has ended: what was begun before has no say after
   #leave = () => this.hangUp();
   #offline = () => this.#lose(this.#socket);
+  #wake = () => { // another call, or a closed lid, takes a page's sound away, and does not give it back
+    if (!this.#context || !ON_LINE.includes(this.#state) || this.#context.state === "running") return;
+    this.#context.resume().catch(() => {}); // not yet: there is another time
+  };
 
   /**
    * @param {object} options
@@ -124,6 +128,7 @@ export class Phone extends EventTarget {
     }
     if (life !== this.#life) return;
     addEventListener("offline", this.#offline);
+    document.addEventListener("visibilitychange", this.#wake);
     this.#connect(this.#call.url, this.#call.ticket);
   }
 
@@ -214,6 +219,7 @@ export class Phone extends EventTarget {
     if (this.#line) return;
     if (!navigator.mediaDevices) throw new Error("browsers give a microphone to pages from https:// or this machine only");
     const context = (this.#context = new AudioContext({ latencyHint: "interactive" }));
+    context.onstatechange = this.#wake;
     const [microphone] = await Promise.all([
       navigator.mediaDevices.getUserMedia({ audio: LOOK }).then((given) => this.#keep(given, context)),
       context.audioWorklet.addModule(new URL("phone-line.js", import.meta.url)),
@@ -392,6 +398,7 @@ export class Phone extends EventTarget {
     if (this.#state === "over") return;
     removeEventListener("pagehide", this.#leave);
     removeEventListener("offline", this.#offline);
+    document.removeEventListener("visibilitychange", this.#wake);
     const socket = this.#socket;
     this.#life += 1;
     this.#socket = this.#preparing = null;
