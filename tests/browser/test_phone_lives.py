@@ -104,6 +104,10 @@ COME_BACK = """() => {
   delete seen.contexts[0].resume;
   document.dispatchEvent(new Event("visibilitychange"));
 }"""
+PERMISSION = """(state) => {
+  // Where it is granted, an agent is asked for at once, else when there is a microphone.
+  navigator.permissions.query = async () => ({ state });
+}"""
 HANG = """() => {
   // The first socket that is opened never says anything.
   const { WebSocket: Real } = globalThis;
@@ -309,3 +313,29 @@ async def test_a_page_whose_sound_was_taken_away_during_its_call_is_heard_again(
 
     assert states == ["preparing", "ready", "connecting", "talking", "over"]
     assert [record["reason"] for record in records.values()] == ["caller-hung-up"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"error": "busy", "message": "all lines are busy"}, "all lines are busy"),
+        (None, "the server gave no call"),
+    ],
+)
+@pytest.mark.parametrize("permission", ["granted", "prompt"])
+async def test_a_page_that_is_given_no_call_says_what_it_was_told(
+    silent_microphone, answer, why, permission
+):
+    def act(page):
+        page.evaluate(PERMISSION, permission)
+        page.evaluate("(answer) => { newCall = async () => answer; begin('call'); }", answer)
+        until_over(page, 0)
+        tracks = "seen.tracks.map((track) => track.readyState)"
+        return page.evaluate(f"[{tracks}, seen]")
+
+    (tracks, seen), _ = await at_a_page(silent_microphone, act)
+
+    assert seen["states"] == ["preparing", "over"]
+    assert (seen["reasons"], tracks) == (["failed"], ["ended"])
+    assert (seen["problems"], seen["begun"][0]["error"]) == ([why], why)
+    assert (seen["sockets"], seen["given"]) == (0, [])

@@ -183,9 +183,14 @@ export class Phone extends EventTarget {
     // unless nothing is asked of anybody for that.
     const body = { quality: this.#quality, ...this.#wishes };
     const life = this.#life;
+    const ask = async () => {
+      const call = await this.#ask(body);
+      if (!call?.ticket) throw new Error(call?.message ?? "the server gave no call");
+      return call;
+    };
     const granted = await isGranted();
     if (life !== this.#life) return;
-    const asked = granted ? this.#ask(body) : null;
+    const asked = granted ? ask() : null;
     asked?.catch(() => {});
     try {
       await this.#openSound();
@@ -194,7 +199,7 @@ export class Phone extends EventTarget {
       throw error;
     }
     if (life !== this.#life && !asked) return;
-    const call = await (asked ?? this.#ask(body));
+    const call = await (asked ?? ask());
     if (life !== this.#life) {
       this.#giveBack(call);
       return;
