@@ -85,6 +85,8 @@ HARNESS = """async () => {
   phone.addEventListener("problem", ({ detail }) => seen.problems.push(detail.message));
   phone.addEventListener("level", () => { seen.levels += 1; });
 }"""
+SLEPT_MS = 59_000
+"""An agent waits for a minute, and for a call that is made anew two seconds before."""
 HOLD_RESUME = "() => hold(globalThis, 'fetch', isAnother)"
 LOSE = "() => dispatchEvent(new Event('offline'))"
 SILENT = """() => {
@@ -107,6 +109,10 @@ COME_BACK = """() => {
 PERMISSION = """(state) => {
   // Where it is granted, an agent is asked for at once, else when there is a microphone.
   navigator.permissions.query = async () => ({ state });
+}"""
+SHIFT = """(ms) => {
+  const now = Date.now.bind(Date);
+  Date.now = () => now() + ms; // as after a sleep, while which the other clock stands
 }"""
 HANG = """() => {
   // The first socket that is opened never says anything.
@@ -135,14 +141,16 @@ def telephone(url: str, microphone: Path) -> Generator[Any]:
     assert wrong == []
 
 
-async def at_a_page(microphone: Path, act: Callable[[Any], Any]) -> tuple[Any, dict[str, Any]]:
+async def at_a_page(
+    microphone: Path, act: Callable[[Any], Any], **settings: Any
+) -> tuple[Any, dict[str, Any]]:
     """Have a function act at such a page; what it returns, and all records by ``call_sid``."""
 
     def run() -> Any:
         with telephone(server.url, microphone) as page:
             return act(page)
 
-    async with serving() as server:
+    async with serving(**settings) as server:
         found = await trio.to_thread.run_sync(run)
         register = server.service.calls.register
         with trio.fail_after(WAIT_MS / 1_000):
@@ -339,3 +347,43 @@ async def test_a_page_that_is_given_no_call_says_what_it_was_told(
     assert (seen["reasons"], tracks) == (["failed"], ["ended"])
     assert (seen["problems"], seen["begun"][0]["error"]) == ([why], why)
     assert (seen["sockets"], seen["given"]) == (0, [])
+
+
+@pytest.mark.parametrize("when", ["before there is a microphone", "when all is ready"])
+async def test_a_page_that_slept_asks_for_another_agent_before_it_calls(silent_microphone, when):
+    def act(page):
+        page.evaluate(PERMISSION, "granted")
+        if when == "when all is ready":
+            page.evaluate("begin('prepare')")
+            until_state(page, "ready")
+            page.evaluate(SHIFT, SLEPT_MS)
+            page.evaluate("begin('call')")
+        else:
+            page.evaluate("() => { hold(navigator.mediaDevices, 'getUserMedia'); begin('call'); }")
+            until_held(page, "getUserMedia", 1)
+            page.wait_for_function("() => seen.asked.length === 1")
+            page.evaluate(SHIFT, SLEPT_MS)
+            page.evaluate("held.getUserMedia[0]()")
+        until_state(page, "talking")
+        seen = page.evaluate("seen")
+        page.evaluate("phone.hangUp()")
+        return seen
+
+    seen, records = await at_a_page(silent_microphone, act)
+
+    assert (len(seen["asked"]), len(seen["tracks"])) == (2, 1)
+    assert seen["starts"][0] == next(each for each in seen["given"][::-1] if each[1])
+    assert [record["reason"] for record in records.values()] == ["caller-hung-up"] * 2
+
+
+async def test_a_page_asks_once_for_an_agent_that_waits_two_seconds_only(silent_microphone):
+    def act(page):
+        page.evaluate("begin('call')")
+        until_state(page, "talking")
+        asked = page.evaluate("seen.asked.length")
+        page.evaluate("phone.hangUp()")
+        return asked
+
+    asked, _ = await at_a_page(silent_microphone, act, browser_ticket_ttl_s=2.0)
+
+    assert asked == 1

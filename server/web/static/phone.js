@@ -15,6 +15,8 @@ const LOOK = { echoCancellation: true, noiseSuppression: true, autoGainControl: 
 const ON_LINE = ["connecting", "talking", "reconnecting"];
 const KEYS = /^[0-9*#A-D]$/;
 
+/** The time by two clocks: one stands still while the machine sleeps, the other can be set back. */
+const clocks = () => [performance.now(), Date.now()];
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
 /** @param {Uint8Array} bytes @returns {string} */
@@ -51,7 +53,7 @@ export class Phone extends EventTarget {
   #state = "idle";
   #preparing = null;
   #call = null; // the server's answer
-  #readyAt = 0;
+  #askedAt = clocks(); // for it
   #socket = null;
   #sid = "";
   #chunk = 0;
@@ -98,6 +100,7 @@ export class Phone extends EventTarget {
     if (this.#preparing && this.#isFresh()) return this.#preparing;
     if (!["idle", "ready", "over", "preparing"].includes(this.#state)) return undefined;
     const life = this.#life;
+    if (this.#state === "ready") this.#giveBack(this.#call); // it is too old, and another is asked for
     this.#set("preparing");
     if (life !== this.#life) return undefined;
     this.#preparing = this.#prepare();
@@ -117,6 +120,8 @@ export class Phone extends EventTarget {
     if (ON_LINE.includes(this.#state)) return;
     const life = this.#life;
     await this.prepare();
+    // An agent that was asked for at once has waited for the microphone, perhaps for too long.
+    if (life === this.#life && this.#state === "ready" && !this.#isFresh()) await this.prepare();
     if (life !== this.#life || this.#state !== "ready") return; // hung up meanwhile
     this.#set("connecting");
     try {
@@ -174,8 +179,10 @@ export class Phone extends EventTarget {
   // Before it ------------------------------------------------------------------------------------
 
   #isFresh() {
-    if (this.#state === "preparing") return true;
-    return this.#state === "ready" && performance.now() < this.#readyAt + 1_000 * this.#call.expires_s - EARLY_MS;
+    if (this.#state !== "ready") return this.#state === "preparing";
+    const ageMs = Math.max(...clocks().map((now, which) => now - this.#askedAt[which]));
+    const lastsMs = 1_000 * (this.#call.expires_s ?? Infinity);
+    return ageMs < Math.max(lastsMs - EARLY_MS, lastsMs / 2);
   }
 
   async #prepare() {
@@ -183,7 +190,9 @@ export class Phone extends EventTarget {
     // unless nothing is asked of anybody for that.
     const body = { quality: this.#quality, ...this.#wishes };
     const life = this.#life;
+    let askedAt;
     const ask = async () => {
+      askedAt = clocks();
       const call = await this.#ask(body);
       if (!call?.ticket) throw new Error(call?.message ?? "the server gave no call");
       return call;
@@ -205,7 +214,7 @@ export class Phone extends EventTarget {
       return;
     }
     this.#call = call;
-    this.#readyAt = performance.now();
+    this.#askedAt = askedAt;
     addEventListener("pagehide", this.#leave);
     this.#set("ready");
   }
