@@ -470,10 +470,9 @@ class Predecessor:
             ending = await self._ask_at(self._point)
         except (FileNotFoundError, ConnectionRefusedError):  # it has just ended
             return True
-        except (
-            *(TakeOverRefused, EOFError, OSError, ValueError),
-            *(trio.BrokenResourceError, trio.TooSlowError),
-        ):
+        except (EOFError, ConnectionError, trio.BrokenResourceError):  # it is ending, or busy
+            return not await self._somebody_waits()
+        except (TakeOverRefused, OSError, ValueError, trio.TooSlowError):
             return False
         with closing(ending):
             if ending.ends:
