@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -221,18 +221,21 @@ async def test_agents_that_never_come_to_be_read_go_with_a_parent_that_is_killed
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        async with await trio.open_file(tmp_path / "reads") as reads:
-            number = int(await reads.readline())
+        # To wait for whoever writes by opening it could not be given up.
+        reads = os.open(tmp_path / "reads", os.O_RDONLY | os.O_NONBLOCK)
+        with closing(trio.lowlevel.FdStream(reads)):
+            await trio.lowlevel.wait_readable(reads)
+            number = int(os.read(reads, 100))
             parent.kill()
             await parent.wait()
             try:
-                await trio.lowlevel.wait_readable(reads.fileno())  # its end is the process's
+                await trio.lowlevel.wait_readable(reads)  # its end is the process's
             except trio.Cancelled:
                 os.kill(number, signal.SIGKILL)
                 raise
-            rest = await reads.read()
+            rest = os.read(reads, 100)
 
-    assert rest == ""
+    assert rest == b""
 
 
 async def test_who_wants_agents_read_after_another_version_was_installed_is_told(
