@@ -53,6 +53,8 @@ class _Transfer:
     settled: trio.Event = field(default_factory=trio.Event)
     """The caller is back, or could not be transferred at all (then without an outcome)."""
     error: CarrierError | ValueError | None = None
+    leg: str = ""
+    """The other party's call, as far as the carrier has named it."""
 
 
 class Handover:
@@ -61,6 +63,7 @@ class Handover:
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self._transfer: _Transfer | None = None
+        self._spent: tuple[str, ...] = ()  # legs of transfers that are over
         self._wanted = Signal()
 
     @property
@@ -160,11 +163,17 @@ class Handover:
                 transfer.error = None  # it has passed this frame, which knows the transfer
         return transfer.outcome or CallStatus.COMPLETED
 
-    def report(self, status: CallStatus) -> bool:
-        """The carrier says how the transfer stands; True if the caller is to come back from it."""
+    def report(self, status: CallStatus, leg: str = "") -> bool:
+        """The carrier says how the transfer stands; True if the caller is to come back from it.
+
+        Args:
+            status: How.
+            leg: The other party's call; empty if it is not said which.
+        """
         c, transfer = self._conversation, self._transfer
-        if transfer is None or c.stage is not Stage.AWAY:
+        if transfer is None or c.stage is not Stage.AWAY or leg in self._spent:
             return False  # said late or again, or to a process that knows nothing of it
+        transfer.leg = leg
         if status in NOT_REACHED:
             transfer.outcome = status
             c.changed.set()
@@ -207,6 +216,8 @@ class Handover:
             if c.stage is Stage.AWAY:
                 c.move("back")
             self._transfer = None
+            if transfer.leg:
+                self._spent = (*self._spent, transfer.leg)
             c.notes.keep_now()
             transfer.settled.set()
 

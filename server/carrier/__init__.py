@@ -373,6 +373,8 @@ class TransferUpdate:
     """IN_PROGRESS and COMPLETED mean that somebody has answered; NOT_REACHED holds the others."""
     wants_document: bool
     """The carrier asks how the caller's call is to go on; otherwise it only reports."""
+    leg: str = ""
+    """The other party's own call, another for each attempt; empty where that is not said."""
 
 
 class Steering(Protocol):

@@ -478,7 +478,7 @@ class Calls:
         """
         call = self.register.get_live(update.call_sid)
         is_on = call is not None and call.end_reason is None
-        if call is not None and is_on and call.handover.report(update.status):
+        if call is not None and is_on and call.handover.report(update.status, update.leg):
             return ConnectStream(self.tickets.issue(call, trio.current_time()))
         if update.wants_document and update.status in NOT_REACHED:
             return await self.resume(update.call_sid, agent)

@@ -798,6 +798,25 @@ async def test_a_report_that_comes_twice_changes_nothing(autojump_clock, talking
     assert talking.call.end_reason is None
 
 
+@pytest.mark.parametrize(
+    "repeated", [CallStatus.BUSY, CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
+)
+async def test_what_was_said_of_one_transfer_is_not_taken_for_the_next(
+    autojump_clock, talking, repeated
+):
+    await talking.transfer()
+    assert talking.call.handover.report(CallStatus.BUSY, "CA-first") is True
+    assert talking.call.handover.report(CallStatus.BUSY, "CA-first") is True
+    talking.connect(MemoryMedia())
+    await wait_all_tasks_blocked()
+    await talking.transfer()
+
+    assert talking.call.handover.report(CallStatus(repeated), "CA-first") is False
+    assert talking.call.end_reason is None
+    assert talking.call.handover.is_elsewhere
+    assert talking.call.handover.report(CallStatus.BUSY, "CA-second") is True
+
+
 def test_the_document_dials_with_our_number_and_asks_until_it_knows_what_came_of_it():
     patience = "#rc=5&amp;rp=ct,rt,5xx&amp;ct=2000&amp;rt=3000"
     document = dial_twiml(

@@ -142,8 +142,12 @@ def test_a_webhook_of_another_account_is_not_ours(webhooks):
             TransferUpdate(CALL, CallStatus.COMPLETED, wants_document=True),
         ),
         (
+            {"CallSid": CALL, "DialCallStatus": "busy", "DialCallSid": "CA" + "2" * 32},
+            TransferUpdate(CALL, CallStatus.BUSY, wants_document=True, leg="CA" + "2" * 32),
+        ),
+        (
             {"CallSid": "CA" + "2" * 32, "ParentCallSid": CALL, "CallStatus": "in-progress"},
-            TransferUpdate(CALL, CallStatus.IN_PROGRESS, wants_document=False),
+            TransferUpdate(CALL, CallStatus.IN_PROGRESS, wants_document=False, leg="CA" + "2" * 32),
         ),
     ],
 )

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from server.carrier import (
+    MAX_CALL_SID_CHARS,
     AnsweredBy,
     CallStatus,
     MachineVerdict,
@@ -238,7 +239,8 @@ def parse_transfer(form: Mapping[str, str]) -> TransferUpdate:
         status = CallStatus(word)
     except ValueError:
         raise CarrierProtocolError(f"transfer callback with status {word[:40]!r}") from None
-    return TransferUpdate(call_sid, status, wants_document)
+    leg = form.get("DialCallSid" if wants_document else "CallSid", "")
+    return TransferUpdate(call_sid, status, wants_document, leg[:MAX_CALL_SID_CHARS])
 
 
 def parse_machine_verdict(form: Mapping[str, str]) -> MachineVerdict:
