@@ -48,7 +48,11 @@ class Farewell:
         was given up for saying nothing, and says something, is not hung up on.
         """
         c = self._conversation
-        if self._is_wanted or c.end_reason is not None:
+        if c.end_reason is not None:
+            return
+        if self._is_wanted:
+            if self._is_for_silence:  # which would be over if they spoke: this is not
+                self._reason, self._detail = reason, detail
             return
         self._is_wanted, self._began_at = True, trio.current_time()
         self._reason, self._detail = reason, detail
@@ -151,13 +155,18 @@ class Farewell:
             # It may have been no more than "one moment": leave it time for a goodbye.
             with trio.move_on_after(PAUSE_S):
                 await c.changed.until(lambda: c.agent_turn > turn)
-            if c.agent_turn == turn and not c.was_cut(turn):
+            if c.agent_turn == turn and self._is_whole(turn):
                 return
         while await self._comes_true(partial(self._is_heard_after, turn)):
             turn = c.agent_turn
-            if not c.was_cut(turn):
+            if self._is_whole(turn):
                 return
             # The caller had something to say: the agent answers before it goes.
+
+    def _is_whole(self, turn: int) -> bool:
+        """Whether the agent has said all of this turn that it has to."""
+        c = self._conversation
+        return not c.was_cut(turn) and c.turns.rest_due == NEVER
 
     def _is_heard_after(self, turn: int) -> bool:
         """Whether the agent has said more than this turn, and all of it was heard."""

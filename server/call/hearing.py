@@ -305,7 +305,9 @@ class Hearing:
                 self._playing.mark_reached(name, received_at)
             case DigitPressed(digit=digit):
                 c.notes.note("digit")
-                c.turns.caller_active(trio.current_time())
+                c.turns.spoke_at = trio.current_time()
+                c.turns.caller_active(c.turns.spoke_at)
+                c.changed.set()
                 if self._machine is not None:
                     self._machine.key_pressed()
                 self._keys.press(digit)
@@ -436,8 +438,7 @@ class Hearing:
         """Tell the model which keys the caller has pressed; it answers every message."""
         c = self._conversation
         c.passing.collect()  # what has been said was no answer to this
-        c.turns.spoke_at = trio.current_time()
-        c.turns.ask(Awaited.ANSWER, c.turns.spoke_at)
+        c.turns.ask(Awaited.ANSWER, trio.current_time())
         c.turn_changed.set()
         c.session.send_text(phrases.keys_pressed(pressed))
 

@@ -98,7 +98,9 @@ class Speaking:
                 turns.agent_text(turn, text)
                 notes.transcript.agent_said(text, turn, c.since_answer(now))
             case CallerTranscript(text=text):
+                turns.spoke_at = now
                 turns.caller_active(now)
+                c.changed.set()
                 c.ear.understood()
                 notes.transcript.caller_said(text, c.since_answer(now))
             case ToolCallsRequested(calls=calls, turn=turn, ends_turn=ends_turn):

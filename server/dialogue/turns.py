@@ -54,7 +54,7 @@ class Turns:
     audible_turn: int = -1
     """The agent's newest turn that can be heard; -1 before there is one."""
     spoke_at: float = -NEVER
-    """When it was certain that the caller had said what is to be answered, the last time."""
+    """When the caller had last said something that is more than a sound, or pressed a key."""
     recovering: bool = False
     """A reconnect is under way: nothing can be expected meanwhile."""
 
@@ -168,11 +168,12 @@ class Turns:
         has_stopped, self._has_stopped_agent = self._has_stopped_agent, False
         if self._belief.ended():
             return  # it was counted as over long ago
+        if speech_s >= SHORTEST_ANSWERABLE_S or has_stopped:
+            self.spoke_at = now
         over_agent = agent_until > now
         shortest_s = SPOKEN_OVER_S if over_agent else SHORTEST_ANSWERABLE_S
         if speech_s < shortest_s and not has_stopped:
             return
-        self.spoke_at = now
         if not self._turn.over and self._turn.began_at >= ended_at:
             return  # the model was certain of it sooner, and answers already
         if self._awaited is Awaited.GREETING:
@@ -339,6 +340,8 @@ class Turns:
             # The rest of one that a lost line has cut may be asked for by now, and is yet to begin.
             if self._awaited is Awaited.CONTINUATION and (owed_from < NEVER or was_live):
                 self._settle()
+        if owed_from < NEVER:
+            self.spoke_at = owed_from
         if owed_from < NEVER and self._awaited is None:
             self._has_stopped_agent = self.caller_speaking
             if not self.caller_speaking:
@@ -432,7 +435,7 @@ class Turns:
         self._turn.over = True
         self._slow_turns = 0
         if self._awaited is not None:
-            was_due = self.rest_due < NEVER
+            was_due = self.rest_due < NEVER or self._awaited is Awaited.CONTINUATION
             self._expect(self._awaited, now, self.patience.rung_timeout_s)
             self.rest_due = self._deadline if was_due else NEVER
 

@@ -15,7 +15,7 @@ from server.carrier import DigitPressed, MarkReached, SendMark
 from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import BELIEVED_S, Patience
-from server.model import CallerTranscript, GenerationComplete, TurnComplete
+from server.model import CallerTranscript, GenerationComplete, Interrupted, TurnComplete
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 
 TIMEOUT_S = 4.0
@@ -26,10 +26,12 @@ SILENT_S = 5.0
 class Goodbye(Rig):
     """A call whose agent is taking its leave."""
 
-    def __init__(self, patience: Patience = NO_HURRY) -> None:
+    def __init__(
+        self, patience: Patience = NO_HURRY, mode: BargeInMode = BargeInMode.LOCAL
+    ) -> None:
         super().__init__(
             agent=Agent(greeting=""),
-            barge_in=BargeInMode.LOCAL,
+            barge_in=mode,
             farewell_timeout_s=TIMEOUT_S,
             media_timeout_s=600.0,
             patience=patience,
@@ -164,14 +166,19 @@ async def test_a_goodbye_is_heard_to_its_end_though_a_function_was_called_in_the
     assert goodbye.call.end_reason is EndReason.HUNG_UP
 
 
-@pytest.fixture
-async def given_up(nursery):
+async def gives_up(nursery: trio.Nursery, mode: BargeInMode = BargeInMode.LOCAL) -> Goodbye:
     """Nobody has said anything, and the agent has been told to say goodbye."""
-    goodbye = Goodbye(Patience(silence_timeout_s=SILENT_S, silence_prompts=0))
+    goodbye = Goodbye(Patience(silence_timeout_s=SILENT_S, silence_prompts=0), mode)
     await goodbye.begin(nursery)
     await trio.sleep(SILENT_S)
     await wait_all_tasks_blocked()
     assert goodbye.call.conversation.stage is Stage.FAREWELL
+    return goodbye
+
+
+@pytest.fixture
+async def given_up(nursery):
+    goodbye = await gives_up(nursery)
     yield goodbye
     goodbye.call.end(EndReason.HUNG_UP)
 
@@ -243,13 +250,62 @@ async def test_who_is_still_speaking_when_the_goodbye_was_heard_is_heard_out(
     assert lives_on(given_up)
 
 
-async def test_who_presses_a_key_into_the_goodbye_for_their_silence_is_not_hung_up_on(
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["and stops it", "and is not heeded"])
+@pytest.mark.parametrize("mode", [BargeInMode.BOTH, BargeInMode.MODEL])
+async def test_who_says_a_short_word_into_the_goodbye_for_their_silence_is_not_hung_up_on(
+    autojump_clock, nursery, mode, is_stopped
+):
+    goodbye = await gives_up(nursery, mode)
+    goodbye.says(3, turn=1)
+    await trio.sleep(1.0)
+    goodbye.caller_begins()
+    await trio.sleep(0.9)
+    goodbye.caller_ends(0.5)
+    if is_stopped:
+        goodbye.session.event(Interrupted(1, trio.current_time()))
+        goodbye.session.event(TurnComplete(1, None))
+    await is_heard(goodbye, 1, turn=2)
+    lives = lives_on(goodbye)
+    goodbye.call.end(EndReason.HUNG_UP)
+
+    assert lives
+
+
+async def test_who_is_understood_by_the_model_alone_is_not_hung_up_on_for_their_silence(
+    autojump_clock, given_up
+):
+    given_up.says(2, turn=1)
+    await trio.sleep(1.0)
+    given_up.session.event(CallerTranscript("I am here"))
+    await trio.sleep(1.1)
+    given_up.media.echo_marks()
+    await wait_all_tasks_blocked()
+
+    assert lives_on(given_up)
+
+
+async def test_a_server_that_stops_does_so_though_a_silent_caller_speaks_into_the_goodbye(
     autojump_clock, given_up
 ):
     given_up.says(3, turn=1)
     await trio.sleep(0.5)
+    given_up.call.farewell.begin(EndReason.DRAINED)
+    await given_up.caller_interrupts()
+    await trio.sleep(1.0)
+    given_up.caller_ends(1.0)
+    await is_heard(given_up, 1, turn=2)
+
+    assert given_up.call.end_reason is EndReason.DRAINED
+
+
+@pytest.mark.parametrize("at_s", [0.5, 2.9])
+async def test_who_presses_a_key_into_the_goodbye_for_their_silence_is_not_hung_up_on(
+    autojump_clock, given_up, at_s
+):
+    given_up.says(3, turn=1)
+    await trio.sleep(at_s)
     given_up.media.event(DigitPressed("1"))
-    await trio.sleep(2.0)
+    await trio.sleep(3.1 - at_s)
     given_up.media.echo_marks()
     await wait_all_tasks_blocked()
 

@@ -1293,6 +1293,27 @@ async def test_the_rest_of_a_goodbye_is_asked_for_though_the_model_was_connected
     assert line.texts.count(ASK_ON) == 1
 
 
+@pytest.mark.parametrize("is_empty", [False, True], ids=["in silence", "with an empty turn"])
+@pytest.mark.parametrize("whose", ["ours", "the agent's"])
+async def test_a_model_that_is_back_and_does_not_say_the_rest_of_a_goodbye_is_asked_once_more(
+    autojump_clock, nursery, whose, is_empty
+):
+    line = Line(nursery, patience=QUIET)
+    await line.answer()
+    if whose == "ours":
+        line.call.farewell.begin(EndReason.DRAINED)
+    else:
+        line.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+    await line.loses_model(1, turn=1)
+    line.session.event(Reconnected("connection lost", Way.RESUME, "model", 0.2, 0.0, 0.0))
+    if is_empty:
+        line.session.event(TurnComplete(2, None))
+    await line.call.finished.wait()
+
+    assert line.texts.count(ASK_ON) == 1
+
+
 async def test_a_phone_that_rings_has_no_line_to_lose(autojump_clock, nursery):
     line = Line(nursery)
     nursery.start_soon(line.call.run)

@@ -1196,8 +1196,9 @@ async def test_the_first_words_or_the_session_tell_of_another_processes_function
 TAKES_ITS_TIME = CallOptions(farewell_timeout_s=10.0, media_timeout_s=600.0, greeting_protect_s=0.0)
 
 
+@pytest.mark.parametrize("is_empty", [False, True], ids=["in silence", "with an empty turn"])
 async def test_a_model_that_does_not_say_the_goodbye_of_a_call_that_was_taken_over_is_asked_again(
-    autojump_clock, nursery
+    autojump_clock, nursery, is_empty
 ):
     async with two(nursery) as (registry, first, _):
         _, media = await on_the_line(first, nursery, AGENT)
@@ -1211,6 +1212,8 @@ async def test_a_model_that_does_not_say_the_goodbye_of_a_call_that_was_taken_ov
         taken = process.take_up(AGENT)
         await process.connect(nursery)
         texts = process.calls.model.session.texts
+        if is_empty:
+            process.calls.model.session.event(TurnComplete(leaving.turn + 1, None))
         patience_s = taken.conversation.options.patience.reply_timeout_s
         await trio.sleep(patience_s - 0.2)
         before = [text for _, text in texts]
