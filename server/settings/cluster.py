@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from server.settings import values
+
 _PORTS = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 _SCHEME = re.compile(r"redis(s?)(?:\+(sentinel|cluster))?")
 _HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9_.-]+))(?::(\d{1,5}))?")
@@ -214,3 +216,24 @@ def missing(database_url: str, *, has_account: bool, has_key: bool, has_secret: 
         ),
     )
     return [what for what, is_there in needs if not is_there]
+
+
+def doubts(node_url: str | None, host: str) -> list[str]:
+    """Why other nodes may not reach this one, in words.
+
+    Args:
+        node_url: Where they are told to.
+        host: Where it listens.
+    """
+    if node_url is None:
+        return ["NODE_URL is not set: other nodes cannot reach this one"]
+    if values.is_loopback(node_url) or not values.is_loopback(f"//{_in_url(host)}"):
+        return []
+    return [
+        f"HOST is {host}: other nodes cannot reach this one at NODE_URL; 0.0.0.0 is all addresses "
+        "of this machine (the hypercorn command listens where its bind says)"
+    ]
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

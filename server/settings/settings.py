@@ -564,8 +564,7 @@ class Settings(BaseSettings):
 
     def _doubts(self) -> list[str]:
         """What may not work; a model of another name than Google's is at an address of its own."""
-        unreached = self.registry_url is not None and self.node_url is None
-        doubts = ["NODE_URL is not set: other nodes cannot reach this one"] if unreached else []
+        doubts = [] if self.registry_url is None else cluster.doubts(self.node_url, self.host)
         if self.turn_end == "local" and self.voice_judge == "off":
             doubts.append("TURN_END is local and VOICE_JUDGE off: any noise is a caller's turn")
         if self.vertex_project is not None and (

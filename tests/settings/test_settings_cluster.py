@@ -16,6 +16,7 @@ CLUSTER = ACCOUNT | {
     "registry_url": "redis://redis.example.com",
     "node": "n0",
     "node_url": "http://10.0.0.3:8000/",
+    "host": "0.0.0.0",
     "cluster_secret": SECRET,
     "api_key": "k",
     "database_url": "postgresql+psycopg://db.example.com/offhook",
@@ -134,6 +135,28 @@ def test_a_node_that_others_cannot_reach_is_a_warning():
     (warning,) = Settings.load(**CLUSTER | {"node_url": None}).warnings
 
     assert "NODE_URL" in warning
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]", "localhost", None])
+def test_a_node_that_listens_to_its_own_machine_alone_is_a_warning(host):
+    given = CLUSTER | {"host": host} if host else {k: CLUSTER[k] for k in CLUSTER if k != "host"}
+    (warning,) = Settings.load(**given).warnings
+
+    assert warning.startswith("HOST is ")
+    assert "NODE_URL" in warning
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"host": "10.0.0.3"},
+        {"host": "::"},
+        {"host": "127.0.0.1", "node_url": "http://127.0.0.1:8000"},
+        {"host": "127.0.0.1", "registry_url": None},
+    ],
+)
+def test_one_that_is_reached_or_alone_is_none(changed):
+    assert Settings.load(**CLUSTER | changed).warnings == ()
 
 
 def test_streams_go_to_the_host_of_their_node():
