@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from server.dialogue.endings import EndReason
 from server.settings.settings import Settings
 from server.web.api import MakeCall, WhichCalls
 from tests.support.required import is_required
@@ -20,6 +21,7 @@ NO_SETTINGS = {
     *("HTTPS_PROXY", "SSL_CERT_DIR", "SSL_CERT_FILE", "XDG_RUNTIME_DIR"),  # others' variables
     *("DEFER_TASKRUN", "SCHED_BATCH", "SINGLE_ISSUER", "SO_BUSY_POLL", "TCP_USER_TIMEOUT"),  # Linux
     *("ASTERISK_ROOT", "FROM_DID", "PJSIP_HEADER"),  # for Asterisk
+    *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_SERVICE_NAME"),
     *("DEMO_SCRIPTS", "IN_PROGRESS", "SSL_CTX"),  # of our code, Gemini's messages and OpenSSL
 }
 LINKED = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -78,6 +80,14 @@ def test_a_page_that_tells_what_a_request_takes_tells_all_of_it(page, begin, mod
 
     assert found
     assert model.model_fields.keys() - set(told) == set()
+
+
+def test_every_reason_that_a_call_ends_for_is_explained():
+    _, found, rest = (ROOT / "docs" / "calls.md").read_text().partition("\n| `reason` |")
+    rows = re.findall(r"(?m)^\| (`.+?) \|", rest.partition("\n\n")[0])
+
+    assert found
+    assert sorted(re.findall(r"`([^`]+)`", " ".join(rows))) == sorted(EndReason)
 
 
 def test_the_files_of_rooms_that_the_design_names_are_there():
