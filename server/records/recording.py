@@ -95,7 +95,8 @@ class Recorder:
         self._caller = bytearray()  # from there on, without the gaps
         self._made_up = 0  # silence that stands for what was missing last
         self._since = 0  # what has come of the caller after it
-        self._line_began = 0
+        self._line_began = self._clock_end = 0
+        self._set_back = 0  # by how much the stream's clock is ahead of what was said
         self._agent: deque[tuple[int, bytes]] = deque()  # where it is heard, and what
         self._play_end = 0
 
@@ -105,24 +106,31 @@ class Recorder:
         """The caller is on another stream, whose clock begins at zero."""
         if self.stopped is None:
             self._pad_caller(self._sample(now))
-            self._line_began = self._end
+            self._line_began, self._clock_end, self._set_back = self._end, 0, 0
             self._made_up = 0  # what the other stream has not brought never comes
 
     def caller(self, payload: bytes, timestamp_ms: int, now: float) -> None:
         """The caller said this, at this time of the stream's clock."""
         if self.stopped is not None:
             return
-        at = self._line_began + timestamp_ms * (SAMPLES_PER_S // 1000)
+        told = timestamp_ms * (SAMPLES_PER_S // 1000)
+        if abs(told - self._clock_end) > JUMP_MS * (SAMPLES_PER_S // 1000):
+            # It does not go on: one that was ahead is told anew what time it is.
+            self._line_began, self._set_back = self._line_began + self._set_back, 0
+        self._clock_end = told + len(payload)
+        at = self._line_began + told
         if at - self._end > JUMP_MS * (SAMPLES_PER_S // 1000):
             # Whatever the carrier's clock says, it cannot be later than now.
             self._pad_caller(min(at, self._sample(now)))
         self._caller += payload
         self._since += len(payload)
-        ahead = self._end - self._sample(now)
+        # Of what comes late either the clock says so, or it is more than there can be by now.
+        ahead = self._end - min(self._sample(now), at + len(payload))
         if ahead > JUMP_MS * (SAMPLES_PER_S // 1000):
             taken_back = self._take_back(ahead)
             # A clock that took what came first for what was said just now is as far ahead.
-            self._line_began -= min(taken_back, max(0, at + len(payload) - self._end))
+            back = min(taken_back, max(0, at + len(payload) - self._end))
+            self._line_began, self._set_back = self._line_began - back, self._set_back + back
 
     def sent(self, command: CarrierCommand, now: float) -> None:
         """Audio was sent to the carrier, which plays it after everything sent before."""

@@ -24,6 +24,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from codec import decode_mulaw
 from server.carrier import Clear, SendAudio, SendMark
+from server.carrier.asterisk.messages import AsteriskProtocol
 from server.hooks.trio_clock import STEP_S, is_standing, pausing_clock
 from server.metrics import Metrics
 from server.records import recording
@@ -277,8 +278,11 @@ FRAME_S = 0.02
 NEAR = 2 * 160  # samples: what a carrier's clock may be ahead
 
 
+STARTS = '{"event": "MEDIA_START", "channel_id": "media.1", "format": "ulaw"}'
+
+
 def frame(number: int) -> bytes:
-    return bytes([number % 250]) * 160
+    return bytes([number % 250]) * (158 - number // 250) + b"\xfe" * (2 + number // 250)
 
 
 def stalled(
@@ -355,6 +359,64 @@ def test_what_comes_late_stands_where_the_silence_was_that_stood_for_it(stall_s,
 @pytest.mark.parametrize("stall_s", [2.0, 7.0, 13.0, 25.0])
 def test_what_comes_after_late_audio_stands_where_it_was_said(stall_s, clock_is_late, at_once):
     stalled(stall_s, clock_is_late=clock_is_late, at_once=at_once)
+
+
+@pytest.mark.parametrize("pause_s", [0.5, 1.0, 3.0, 8.0])
+def test_a_caller_who_pauses_after_a_late_burst_is_recorded_when_they_speak_again(pause_s):
+    """Asterisk's stream has no clock but ours, which the burst has set too late."""
+    recorder, clock = make_recorder(0.0), AsteriskProtocol()
+    clock.receive(STARTS, 0.0)
+    pieces, took_at = [], 0.0
+
+    def says(number: int, now: float) -> None:
+        nonlocal took_at
+        while took_at + 1.0 <= now:
+            took_at += 1.0
+            pieces.extend(taken(recorder, took_at))
+        heard = clock.receive(frame(number), now)
+        recorder.caller(heard.payload, heard.timestamp_ms, now)
+
+    for number in range(50):
+        says(number, (number + 1) * FRAME_S)
+    for number in range(50, 150):
+        says(number, 3.0)
+    for number in range(150, 250):
+        says(number, (number + 1) * FRAME_S)
+    again = 250 + round(pause_s / FRAME_S)
+    for number in range(again, again + 50):
+        says(number, (number + 1) * FRAME_S)
+    recorder.end((again + 50) * FRAME_S)
+    pieces.extend(taken(recorder, (again + 50) * FRAME_S))
+    caller, _ = sound_of(pieces)
+
+    for number in (*range(50), *range(153, 250), *range(again, again + 50)):
+        place = 160 * number
+        assert frame(number) in caller[max(0, place - NEAR) : place + 160 + NEAR], number
+
+
+def test_late_audio_that_is_taken_in_between_stands_where_it_was_said():
+    """A clock of its own; the burst takes a second, in which the writer takes twice."""
+    recorder, pieces = make_recorder(0.0), []
+    for number in range(50):
+        recorder.caller(frame(number), 20 * number, (number + 1) * FRAME_S)
+    for now in (2.0, 3.0, 4.0, 5.0, 6.1, 7.0):
+        pieces.extend(taken(recorder, now))
+    for number in range(50, 350):
+        now = 7.0 + (number - 50) / 300
+        if number in (150, 250):
+            pieces.extend(taken(recorder, now))
+        recorder.caller(frame(number), 20 * number, now)
+    for number in range(400, 450):
+        recorder.caller(frame(number), 20 * number, (number + 1) * FRAME_S)
+    recorder.end(9.0)
+    pieces.extend(taken(recorder, 9.0))
+    caller, _ = sound_of(pieces)
+
+    said = {number for number in range(50, 350) if frame(number) in caller}
+    for number in (*said, *range(50), *range(400, 450)):
+        place = 160 * number
+        assert frame(number) in caller[max(0, place - NEAR) : place + 160 + NEAR], number
+    assert 349 in said
 
 
 def test_of_what_comes_late_no_more_is_left_out_than_silence_was_made_up():

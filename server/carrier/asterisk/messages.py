@@ -210,7 +210,8 @@ class AsteriskProtocol(StreamProtocol):
             return None
         at_ms = self.timestamp_ms
         if at_ms is None or now - self._heard_at > PAUSE_S:
-            at_ms = max(at_ms or 0, round((now - self._began_at) * 1_000))
+            # Not at the latest: what has come late before is counted as if it were said just then.
+            at_ms = round((now - self._began_at) * 1_000)
         self._heard_at = now
         self.timestamp_ms = at_ms + len(frame) * 1_000 // BYTES_PER_S
         self.counts.media += 1
