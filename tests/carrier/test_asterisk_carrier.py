@@ -649,7 +649,7 @@ async def test_a_caller_who_comes_back_when_their_process_is_gone_comes_to_anoth
 async def test_a_caller_whom_a_process_that_is_gone_was_about_to_send_away_goes_on(
     pbx, quick_looks, variables
 ):
-    desk = Desk({ResumeRequest: ConnectStream("tock")})
+    desk = Desk({TransferUpdate: ConnectStream("tock")})
     async with hearing(pbx, desk, "1") as survivor:
         async with hearing(pbx, Desk(ANSWERS), "0"):
             await pbx.calls_in("offhook-0", IN)
@@ -661,7 +661,7 @@ async def test_a_caller_whom_a_process_that_is_gone_was_about_to_send_away_goes_
         (media,) = (name for name in media_of(pbx, IN) if name != theirs)
         await pbx.until(lambda: pbx.bridges.get(bridge_of(media)) == {IN, media})
 
-    assert desk.told == [ResumeRequest(IN)]
+    assert desk.told == [TransferUpdate(IN, CallStatus.FAILED, wants_document=True)]
     assert pbx.channels[IN]["app"] == "offhook-1"
 
 
@@ -1106,7 +1106,8 @@ async def test_a_call_that_has_left_and_cannot_be_moved_here_is_let_go(pbx, stat
     assert first.statuses == [CallStatus.IN_PROGRESS, CallStatus.COMPLETED]
 
 
-async def test_a_caller_whom_the_pbx_takes_and_gives_back_is_asked_about(pbx):
+async def test_a_caller_whom_the_pbx_takes_and_gives_back_is_asked_about(pbx, monkeypatch):
+    monkeypatch.setattr(carriers, "TOLD_S", 60.0)
     desk = Desk(ANSWERS | {ResumeRequest: ConnectStream("tock")})
     async with hearing(pbx, desk):
         await pbx.calls_in("offhook", IN)
@@ -1119,7 +1120,10 @@ async def test_a_caller_whom_the_pbx_takes_and_gives_back_is_asked_about(pbx):
     assert desk.statuses == [CallStatus.IN_PROGRESS]
 
 
-async def test_a_caller_whom_the_pbx_gives_to_another_process_comes_back_to_their_own(pbx):
+async def test_a_caller_whom_the_pbx_gives_to_another_process_comes_back_to_their_own(
+    pbx, monkeypatch
+):
+    monkeypatch.setattr(carriers, "TOLD_S", 60.0)
     desk = Desk(ANSWERS | {ResumeRequest: ConnectStream("tock")})
     other = Desk({VoiceRequest: PassOn("1")})
     async with hearing(pbx, other, "0"), hearing(pbx, desk, "1"):

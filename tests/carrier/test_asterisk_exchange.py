@@ -850,17 +850,20 @@ def test_a_caller_whom_another_process_has_sent_away_is_fetched_when_nobody_take
 
 
 @pytest.mark.parametrize("app", ["", "offhook-0"], ids=["our name", "another's"])
-def test_a_caller_whom_a_process_was_about_to_send_away_is_asked_about_once_they_are_here(app):
+def test_a_caller_whom_a_process_was_about_to_send_away_is_back_once_they_are_here(app):
     exchange = Exchange()
     exchange.await_caller(CALL, app, 20.0)
     exchange.legs[CALL].is_followed = True
-    is_asked_about = [Tell(ResumeRequest(CALL)), Unfollow(CALL)]
+    is_back = [
+        Tell(TransferUpdate(CALL, CallStatus.FAILED, wants_document=True)),
+        Unfollow(CALL),
+    ]
 
     found = exchange.found(CALL, Channel(CALL, "Up", dialplan=IN_AN_APP), 21.0)
     here = exchange.take(event("StasisStart", CALL), 21.1)
 
-    assert found == ([Fetch(CALL)] if app else is_asked_about)
-    assert here == (is_asked_about if app else [])
+    assert found == ([Fetch(CALL)] if app else is_back)
+    assert here == (is_back if app else [])
     assert exchange.do(CALL, ConnectStream("tick"))[0] == OpenStream(CALL, MEDIA, "tick")
 
 

@@ -202,11 +202,10 @@ class Exchange:
         return leg is not None and leg.media_id != media_id
 
     def caller_stayed(self, call_sid: str) -> list[Step]:
-        """A caller is here whom another process was about to send away when it ended."""
+        """A caller is here whom another process had sent away, or was about to when it ended."""
         if (leg := self.legs.get(call_sid)) is None:
             return []
-        leg.is_away = False
-        return [Tell(ResumeRequest(call_sid)), *unfollow(leg)]
+        return _back(leg, CallStatus.FAILED)
 
     def take_stream(self, call_sid: str) -> list[Step]:
         """What takes a call's stream away; that it ends is then no news."""
@@ -429,9 +428,8 @@ class Exchange:
             leg.left_app, leg.is_here, leg.has_left = "", True, False
         if args[:1] == [TRANSFERRED]:
             leg = leg or self.adopt(name, now)
-            leg.is_here, leg.is_away = True, False
-            status = dial_status(args[1] if len(args) > 1 else "")
-            return [Tell(TransferUpdate(name, status, wants_document=True)), *unfollow(leg)]
+            leg.is_here = True
+            return _back(leg, dial_status(args[1] if len(args) > 1 else ""))
         if leg is None and name.startswith(CALL_PREFIX):
             # Whoever has dialled it is gone, or has given it up without Asterisk's hearing of it.
             return self._left_behind(name, now)
@@ -440,9 +438,7 @@ class Exchange:
         if leg.is_left_away:
             return self.caller_stayed(name)
         if leg.is_away and leg.was_sent:  # by somebody else, as nobody is rung for them any more
-            leg.is_away = False
-            update = TransferUpdate(name, CallStatus.FAILED, wants_document=True)
-            return [*without_stream(leg), Tell(update), *unfollow(leg)]
+            return [*without_stream(leg), *_back(leg, CallStatus.FAILED)]
         ticket, leg.ticket = leg.ticket, ""
         leg.is_heard_of = True
         if not ticket and was_out and leg.streams and not leg.is_last:
@@ -530,6 +526,12 @@ class Exchange:
         if leg.answered_at is None and 100 <= tech_cause < 1000:
             facts["sip_response_code"] = str(tech_cause)
         return [*without_stream(leg), _over(leg, status, facts, now)]
+
+
+def _back(leg: Leg, status: CallStatus) -> list[Step]:
+    leg.is_away = False
+    update = TransferUpdate(leg.call_sid, status, wants_document=True)
+    return [Tell(update), *unfollow(leg)]
 
 
 def _over(leg: Leg, status: CallStatus, facts: Mapping[str, str], now: float) -> Tell:
