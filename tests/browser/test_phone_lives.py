@@ -89,8 +89,18 @@ SLEPT_MS = 59_000
 """An agent waits for a minute, and for a call that is made anew two seconds before."""
 HOLD_RESUME = "() => hold(globalThis, 'fetch', isAnother)"
 LOSE = "() => dispatchEvent(new Event('offline'))"
-SILENT = """() => {
-  AudioContext.prototype.resume = async () => { throw new Error("no loudspeaker"); };
+SILENT = """(how) => {
+  AudioContext.prototype.resume = async () => {
+    if (how === "refused") throw new Error("no loudspeaker");
+    await new Promise(() => {});  // as where nobody has clicked
+  };
+  const later = setTimeout;
+  globalThis.setTimeout = (done, ms, ...facts) => later(done, ms === 10_000 ? 0 : ms, ...facts);
+}"""
+SOON_TOO_OLD = """() => {
+  const ask = newCall;
+  newCall = async (...facts) => ({ ...(await ask(...facts)), expires_s: 2 });
+  performance.now = Date.now = () => 0;  // no time passes
 }"""
 INTERRUPT = """(how) => {
   const [context] = seen.contexts;
@@ -287,9 +297,13 @@ async def test_who_hangs_up_as_soon_as_a_call_begins_has_no_microphone_on(silent
     assert {record["reason"] for record in records.values()} <= {"caller-hung-up"}
 
 
-async def test_a_call_whose_sound_does_not_begin_is_over_and_says_why(silent_microphone):
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [("refused", "no loudspeaker"), ("left open", "the browser does not begin the sound")],
+)
+async def test_a_call_whose_sound_does_not_begin_is_over_and_says_why(silent_microphone, how, why):
     def act(page):
-        page.evaluate(SILENT)
+        page.evaluate(SILENT, how)
         page.evaluate("begin('call')")
         until_over(page, 0)
         tracks = "seen.tracks.map((track) => track.readyState)"
@@ -298,7 +312,7 @@ async def test_a_call_whose_sound_does_not_begin_is_over_and_says_why(silent_mic
     (state, tracks, seen), records = await at_a_page(silent_microphone, act)
 
     assert (state, seen["reasons"], tracks) == ("over", ["failed"], ["ended"])
-    assert (seen["problems"], seen["begun"][0]["error"]) == (["no loudspeaker"], "no loudspeaker")
+    assert (seen["problems"], seen["begun"][0]["error"]) == ([why], why)
     assert [record["reason"] for record in records.values()] == ["caller-hung-up"]
 
 
@@ -378,12 +392,13 @@ async def test_a_page_that_slept_asks_for_another_agent_before_it_calls(silent_m
 
 async def test_a_page_asks_once_for_an_agent_that_waits_two_seconds_only(silent_microphone):
     def act(page):
+        page.evaluate(SOON_TOO_OLD)
         page.evaluate("begin('call')")
         until_state(page, "talking")
         asked = page.evaluate("seen.asked.length")
         page.evaluate("phone.hangUp()")
         return asked
 
-    asked, _ = await at_a_page(silent_microphone, act, browser_ticket_ttl_s=2.0)
+    asked, _ = await at_a_page(silent_microphone, act)
 
     assert asked == 1

@@ -8,6 +8,7 @@ const MOST_FULL_TICKS = 2; // running; a page that stood still has much to send 
 const MOST_QUIET_TICKS = 4; // then it is not, or the way to it is gone
 const COMES_BACK_S = 9; // where the server's answer does not say it
 const ASK_MS = 4_000;
+const SOUND_MS = 10_000; // for the browser to begin it: where nobody has clicked it never does
 const EARLY_MS = 2_000; // before its ticket expires a call is made anew
 const OVER = 1000;
 const REFUSED = 1008;
@@ -18,6 +19,10 @@ const KEYS = /^[0-9*#A-D]$/;
 /** The time by two clocks: one stands still while the machine sleeps, the other can be set back. */
 const clocks = () => [performance.now(), Date.now()];
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+const soundless = async () => {
+  await sleep(SOUND_MS);
+  throw new Error("the browser does not begin the sound");
+};
 
 /** @param {Uint8Array} bytes @returns {string} */
 function toBase64(bytes) {
@@ -125,7 +130,7 @@ export class Phone extends EventTarget {
     if (life !== this.#life || this.#state !== "ready") return; // hung up meanwhile
     this.#set("connecting");
     try {
-      await this.#context?.resume();
+      await Promise.race([this.#context?.resume(), soundless()]);
     } catch (error) { // there is no way to play anything
       if (life !== this.#life) return;
       this.#giveUp(error);
