@@ -124,8 +124,9 @@ class Recorder:
             self._pad_caller(min(at, self._sample(now)))
         self._caller += payload
         self._since += len(payload)
-        # Of what comes late either the clock says so, or it is more than there can be by now.
-        ahead = self._end - min(self._sample(now), at + len(payload))
+        # What comes late is more than there can be by now. The clock does not tell: a page's stands
+        # where its sound does.
+        ahead = self._end - self._sample(now)
         if ahead > JUMP_MS * (SAMPLES_PER_S // 1000):
             taken_back = self._take_back(ahead)
             # A clock that took what came first for what was said just now is as far ahead.
