@@ -42,9 +42,9 @@ GAP_S = 10.0
 pause of the process all calls would make theirs at once."""
 MAX_BUFFER_S = 30.0
 """What a recording may hold in memory; a disk that is further behind is too slow for it."""
-JUMP_MS = 40
-"""A carrier's clock that is this far ahead of what came says that something is missing; and what
-came that is this far ahead of now, that some of it has come late."""
+JUMP_SAMPLES = 40 * SAMPLES_PER_S // 1000
+"""40 ms. A carrier's clock that is this far ahead of what came says that something is missing; and
+what came that is this far ahead of now, that some of it has come late."""
 LATE_S = 30.0
 """What came late is heard within so much audio; later ones are what clocks differ by."""
 CLOSE_TIMEOUT_S = 5.0
@@ -114,12 +114,12 @@ class Recorder:
         if self.stopped is not None:
             return
         told = timestamp_ms * (SAMPLES_PER_S // 1000)
-        if abs(told - self._clock_end) > JUMP_MS * (SAMPLES_PER_S // 1000):
+        if abs(told - self._clock_end) > JUMP_SAMPLES:
             # It does not go on: one that was ahead is told anew what time it is.
             self._line_began, self._set_back = self._line_began + self._set_back, 0
         self._clock_end = told + len(payload)
         at = self._line_began + told
-        if at - self._end > JUMP_MS * (SAMPLES_PER_S // 1000):
+        if at - self._end > JUMP_SAMPLES:
             # Whatever the carrier's clock says, it cannot be later than now.
             self._pad_caller(min(at, self._sample(now)))
         self._caller += payload
@@ -127,7 +127,7 @@ class Recorder:
         # What comes late is more than there can be by now. The clock does not tell: a page's stands
         # where its sound does.
         ahead = self._end - self._sample(now)
-        if ahead > JUMP_MS * (SAMPLES_PER_S // 1000):
+        if ahead > JUMP_SAMPLES:
             taken_back = self._take_back(ahead)
             # A clock that took what came first for what was said just now is as far ahead.
             back = min(taken_back, max(0, at + len(payload) - self._end))
