@@ -1006,11 +1006,7 @@ async def test_half_a_message_is_not_left_when_the_model_is_lost_in_the_middle_o
 async def test_a_goodbye_is_waited_for_when_the_model_is_lost_in_the_middle_of_it(
     autojump_clock, line, whose
 ):
-    if whose == "ours":
-        line.call.farewell.begin(EndReason.DRAINED)
-    else:
-        line.call.hang_up_when_heard()
-    await wait_all_tasks_blocked()
+    await takes_leave(line, whose)
     await line.loses_model(heard_s=2, turn=1)
     await trio.sleep(4.0)
     half = line.call.end_reason
@@ -1043,11 +1039,7 @@ async def test_who_is_not_believed_to_have_interrupted_hears_the_rest(autojump_c
 
 async def breaks_off_its_goodbye(line: Line, whose: str) -> None:
     """The model interrupts itself in a goodbye, of which more was to come: 1 s of 3 is heard."""
-    if whose == "ours":
-        line.call.farewell.begin(EndReason.DRAINED)
-    else:
-        line.call.hang_up_when_heard()
-    await wait_all_tasks_blocked()
+    await takes_leave(line, whose)
     line.session.event(AgentAudio(SECOND_PCM * 3, 1, trio.current_time()))
     await trio.sleep(1.0)
     line.session.event(Interrupted(1, trio.current_time()))
@@ -1152,6 +1144,24 @@ async def is_interrupted_by_the_line(line: Line) -> None:
     line.session.event(TurnComplete(1, None))
 
 
+async def takes_leave(line: Line, whose: str) -> None:
+    """The call is to end with a goodbye, which nobody has said yet."""
+    if whose == "ours":
+        line.call.farewell.begin(EndReason.DRAINED)
+    else:
+        line.call.hang_up_when_heard()
+    await wait_all_tasks_blocked()
+
+
+async def is_lost_in_a_turn(line: Line) -> None:
+    """The line is lost in the middle of a turn, and is back: the rest of it is asked for."""
+    line.says(5, turn=1, text="one two three four five")
+    await trio.sleep(3.0)
+    await line.lose()
+    await trio.sleep(0.3)
+    await line.come_back()
+
+
 MODES = (BargeInMode.BOTH, BargeInMode.MODEL, BargeInMode.LOCAL)
 
 
@@ -1177,11 +1187,7 @@ async def test_a_click_before_the_rest_of_what_was_lost_has_begun_does_not_forgi
 ):
     line = Line(nursery, patience=QUIET, barge_in=mode)
     await line.answer()
-    line.says(5, turn=1, text="one two three four five")
-    await trio.sleep(3.0)
-    await line.lose()
-    await trio.sleep(0.3)
-    await line.come_back()
+    await is_lost_in_a_turn(line)
     line.session.event(Interrupted(2, trio.current_time()))
     await trio.sleep(6.1)
     line.call.end(EndReason.HUNG_UP)
@@ -1196,11 +1202,7 @@ async def test_a_goodbye_is_asked_for_once_where_that_interrupts_the_model(
 ):
     line = Line(nursery, patience=QUIET, barge_in=mode)
     await line.answer()
-    if whose == "ours":
-        line.call.farewell.begin(EndReason.DRAINED)
-    else:
-        line.call.hang_up_when_heard()
-    await wait_all_tasks_blocked()
+    await takes_leave(line, whose)
     asked = len(line.texts)
     await is_interrupted_by_the_line(line)
     await trio.sleep(2.0)
@@ -1225,11 +1227,7 @@ async def test_a_model_that_falls_silent_in_a_goodbye_that_a_lost_line_has_cut_i
 ):
     line = Line(nursery, patience=QUIET, barge_in=mode)
     await line.answer()
-    if whose == "ours":
-        line.call.farewell.begin(EndReason.DRAINED)
-    else:
-        line.call.hang_up_when_heard()
-    await wait_all_tasks_blocked()
+    await takes_leave(line, whose)
     await is_interrupted_by_the_line(line)
     if again:
         line.session.event(Interrupted(again, trio.current_time()))
@@ -1246,27 +1244,14 @@ async def test_a_model_that_falls_silent_in_a_goodbye_that_a_lost_line_has_cut_i
     assert line.call.end_reason in (EndReason.DRAINED, EndReason.AGENT_HUNG_UP)
 
 
-async def loses_line_in_goodbye(line: Line, whose: str) -> None:
-    """The line is lost in the middle of a goodbye, and comes back: the rest of it is asked for."""
-    if whose == "ours":
-        line.call.farewell.begin(EndReason.DRAINED)
-    else:
-        line.call.hang_up_when_heard()
-    await wait_all_tasks_blocked()
-    line.says(5, turn=1, text="one two three four five")
-    await trio.sleep(3.0)
-    await line.lose()
-    await trio.sleep(0.3)
-    await line.come_back()
-
-
 @pytest.mark.parametrize("whose", ["ours", "the agent's"])
 async def test_an_empty_turn_is_not_the_rest_of_a_goodbye_that_a_lost_line_has_cut(
     autojump_clock, nursery, whose
 ):
     line = Line(nursery, patience=QUIET)
     await line.answer()
-    await loses_line_in_goodbye(line, whose)
+    await takes_leave(line, whose)
+    await is_lost_in_a_turn(line)
     line.session.event(TurnComplete(2, None))
     await line.call.finished.wait()
 
@@ -1279,7 +1264,8 @@ async def test_the_rest_of_a_goodbye_is_asked_for_though_the_model_was_connected
 ):
     line = Line(nursery, patience=QUIET)
     await line.answer()
-    await loses_line_in_goodbye(line, whose)
+    await takes_leave(line, whose)
+    await is_lost_in_a_turn(line)
     await trio.sleep(1.0)
     line.session.event(Reconnected("connection lost", Way.RESUME, "model", 0.2, 0.0, 0.0))
     await trio.sleep(QUIET.rung_timeout_s - 0.1)
@@ -1300,11 +1286,7 @@ async def test_a_model_that_is_back_and_does_not_say_the_rest_of_a_goodbye_is_as
 ):
     line = Line(nursery, patience=QUIET)
     await line.answer()
-    if whose == "ours":
-        line.call.farewell.begin(EndReason.DRAINED)
-    else:
-        line.call.hang_up_when_heard()
-    await wait_all_tasks_blocked()
+    await takes_leave(line, whose)
     await line.loses_model(1, turn=1)
     line.session.event(Reconnected("connection lost", Way.RESUME, "model", 0.2, 0.0, 0.0))
     if is_empty:
