@@ -11,7 +11,7 @@ from functools import partial
 import trio
 
 from server.agent import phrases
-from server.call.conversation import Conversation
+from server.call.conversation import Conversation, Stage
 from server.call.handover import Handover
 from server.call.report.report import Report
 from server.dialogue.endings import EndReason
@@ -164,9 +164,10 @@ class Farewell:
             # The caller had something to say: the agent answers before it goes.
 
     def _is_whole(self, turn: int) -> bool:
-        """Whether the agent has said all of this turn that it has to."""
+        """Whether the agent has said all of this turn that it has to, or would be asked for."""
         c = self._conversation
-        return not c.was_cut(turn) and c.turns.rest_due == NEVER
+        is_more_due = c.stage is Stage.FAREWELL and c.turns.rest_due < NEVER
+        return not c.was_cut(turn) and not is_more_due
 
     def _is_heard_after(self, turn: int) -> bool:
         """Whether the agent has said more than this turn, and all of it was heard."""

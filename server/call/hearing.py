@@ -178,10 +178,7 @@ class Hearing:
         if goes_on or c.turns.caller_speaking or c.turns.tools_open:
             c.hint = phrases.line_was_lost(gap_s, heard=heard, goes_on=goes_on)
         else:
-            now = trio.current_time()
-            c.turns.ask(Awaited.CONTINUATION, now)
-            if c.stage is Stage.FAREWELL:  # where no watchdog sees to what is owed
-                c.turns.rest_due = now + c.turns.patience.reply_timeout_s
+            c.turns.ask(Awaited.CONTINUATION, trio.current_time())
             c.session.send_text(phrases.line_back(heard, heard_s=missed.heard_s))
 
     async def wait_line_over(self, *, by_caller: bool = False) -> bool:

@@ -86,10 +86,7 @@ class Watch:
         c = self._conversation
         if self._first_words is not None:
             if self._first_words:
-                now = trio.current_time()
-                c.turns.ask(Awaited.CONTINUATION, now)
-                if c.stage is Stage.FAREWELL:  # where no watchdog sees to what is owed
-                    c.turns.rest_due = now + c.turns.patience.reply_timeout_s
+                c.turns.ask(Awaited.CONTINUATION, trio.current_time())
                 c.session.send_text(self._first_words)
         elif greeting := greeting_of(c.party.agent):
             c.turns.ask(Awaited.GREETING, trio.current_time())

@@ -128,6 +128,7 @@ class Turns:
         greeting = awaited is Awaited.GREETING
         timeout_s = self.patience.greeting_retry_s if greeting else self.patience.reply_timeout_s
         self._expect(awaited, now, timeout_s)
+        self.rest_due = now + timeout_s if awaited is Awaited.CONTINUATION else NEVER
         self._belief.sign(now)
         self._aided = False
 
@@ -435,9 +436,8 @@ class Turns:
         self._turn.over = True
         self._slow_turns = 0
         if self._awaited is not None:
-            was_due = self.rest_due < NEVER or self._awaited is Awaited.CONTINUATION
             self._expect(self._awaited, now, self.patience.rung_timeout_s)
-            self.rest_due = self._deadline if was_due else NEVER
+            self.rest_due = self._deadline if self._awaited is Awaited.CONTINUATION else NEVER
 
     # -- what to do ------------------------------------------------------------------------
 

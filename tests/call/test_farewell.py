@@ -11,11 +11,20 @@ from trio.testing import wait_all_tasks_blocked
 from codec.ear import SpeechEnded, SpeechStarted, Stop
 from server.agent.agent import Agent
 from server.call.conversation import Stage
+from server.call.farewell import PAUSE_S
 from server.carrier import DigitPressed, MarkReached, SendMark
 from server.dialogue.ear import BargeInMode
 from server.dialogue.endings import EndReason
 from server.dialogue.remedies import BELIEVED_S, Patience
-from server.model import CallerTranscript, GenerationComplete, Interrupted, TurnComplete
+from server.dialogue.turns import CONNECTION_LOST
+from server.model import (
+    CallerTranscript,
+    GenerationComplete,
+    Interrupted,
+    Reconnected,
+    TurnComplete,
+    Way,
+)
 from tests.support.calls_on_a_rig import SECOND_PCM, Rig
 
 TIMEOUT_S = 4.0
@@ -41,6 +50,11 @@ class Goodbye(Rig):
         self.audio(SECOND_PCM * seconds, turn)
         self.session.event(GenerationComplete(turn))
         self.session.event(TurnComplete(turn, None))
+
+    async def was_heard(self) -> None:
+        """The carrier has played all that it was sent."""
+        self.media.echo_marks()
+        await wait_all_tasks_blocked()
 
     def caller_begins(self) -> None:
         self.call.conversation.ear.on_found((SpeechStarted(trio.current_time()),))
@@ -89,8 +103,7 @@ async def test_who_speaks_into_the_goodbye_for_long_is_heard_to_the_end_and_answ
     goodbye.says(1, turn=2)
     await trio.sleep(1.0)
     unheard = goodbye.call.end_reason
-    goodbye.media.echo_marks()
-    await wait_all_tasks_blocked()
+    await goodbye.was_heard()
 
     assert (in_their_midst, unheard) == (None, None)
     assert goodbye.call.end_reason is EndReason.AGENT_HUNG_UP
@@ -159,8 +172,7 @@ async def test_a_goodbye_is_heard_to_its_end_though_a_function_was_called_in_the
     goodbye.session.event(GenerationComplete(2))
     goodbye.session.event(TurnComplete(2, None))
     await trio.sleep(2.0)
-    goodbye.media.echo_marks()
-    await wait_all_tasks_blocked()
+    await goodbye.was_heard()
 
     assert in_its_middle is None
     assert goodbye.call.end_reason is EndReason.HUNG_UP
@@ -186,8 +198,7 @@ async def given_up(nursery):
 async def is_heard(goodbye: Goodbye, seconds: int, turn: int) -> None:
     goodbye.says(seconds, turn)
     await trio.sleep(seconds + 0.1)
-    goodbye.media.echo_marks()
-    await wait_all_tasks_blocked()
+    await goodbye.was_heard()
 
 
 def lives_on(goodbye: Goodbye) -> bool:
@@ -227,8 +238,7 @@ async def test_who_is_answered_before_it_is_certain_that_they_have_ended_is_not_
     await trio.sleep(0.5)
     given_up.call.conversation.ear.on_found((SpeechEnded(ended_at, 1.0, now),))
     await trio.sleep(0.6)
-    given_up.media.echo_marks()
-    await wait_all_tasks_blocked()
+    await given_up.was_heard()
 
     assert lives_on(given_up)
 
@@ -278,8 +288,7 @@ async def test_who_is_understood_by_the_model_alone_is_not_hung_up_on_for_their_
     await trio.sleep(1.0)
     given_up.session.event(CallerTranscript("I am here"))
     await trio.sleep(1.1)
-    given_up.media.echo_marks()
-    await wait_all_tasks_blocked()
+    await given_up.was_heard()
 
     assert lives_on(given_up)
 
@@ -306,8 +315,7 @@ async def test_who_presses_a_key_into_the_goodbye_for_their_silence_is_not_hung_
     await trio.sleep(at_s)
     given_up.media.event(DigitPressed("1"))
     await trio.sleep(3.1 - at_s)
-    given_up.media.echo_marks()
-    await wait_all_tasks_blocked()
+    await given_up.was_heard()
 
     assert lives_on(given_up)
 
@@ -323,8 +331,7 @@ async def test_who_says_nothing_into_the_goodbye_for_their_silence_is_hung_up_on
         await trio.sleep(speech_s)
         given_up.caller_ends(speech_s)
     await trio.sleep(0.8)
-    given_up.media.echo_marks()
-    await wait_all_tasks_blocked()
+    await given_up.was_heard()
 
     assert given_up.call.end_reason is EndReason.CALLER_SILENT
 
@@ -358,3 +365,23 @@ async def test_whoever_speaks_into_a_goodbye_for_another_reason_is_answered_and_
     await is_heard(goodbye, 1, turn=2)
 
     assert goodbye.call.end_reason is EndReason.MAX_DURATION
+
+
+async def test_a_machine_is_not_kept_waiting_for_the_rest_of_a_goodbye_that_nobody_asks_for(
+    autojump_clock, nursery
+):
+    goodbye = Goodbye()
+    await goodbye.begin(nursery)
+    goodbye.audio(SECOND_PCM, 1)
+    goodbye.call.hang_up_when_heard()
+    goodbye.call.conversation.move("machine")
+    goodbye.session.event(TurnComplete(1, CONNECTION_LOST))
+    await trio.sleep(1.1)
+    goodbye.media.echo_marks()
+    goodbye.session.event(Reconnected("closed-1011", Way.RESUME, "model", 0.2, 0.0))
+    goodbye.session.event(TurnComplete(2, None))
+    began = trio.current_time()
+    await goodbye.call.finished.wait()
+
+    assert goodbye.call.end_reason is EndReason.AGENT_HUNG_UP
+    assert trio.current_time() - began == pytest.approx(PAUSE_S, abs=0.1)
