@@ -732,13 +732,22 @@ async def test_a_tool_that_was_done_after_a_reconnect_is_kept_until_the_model_ha
         await says(first, media, 2, "One moment, please.")
         session.event(ToolCallsCancelled(("id-1",)))
         session.event(ResumptionHandle("from before it was told of the table"))
-        await trio.sleep(0.3)
-        kept = registry.state.tools
-        await says(first, media, 3, "Your table is booked.")
-        answered = registry.state.tools
+        kept, answered = await kept_until_it_says(
+            registry, first, media, 3, "Your table is booked."
+        )
 
-    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert kept == [("id-1", True)]
     assert answered == ()
+
+
+async def kept_until_it_says(
+    registry: Registry, process: Process, media: MemoryMedia, turn: int, text: str
+) -> tuple[list[tuple[str, bool]], tuple[ToolState, ...]]:
+    """What is kept of functions, and what is left of that when the model has said something."""
+    await trio.sleep(0.3)
+    kept = [(tool.id, tool.is_done) for tool in registry.state.tools]
+    await says(process, media, turn, text)
+    return kept, registry.state.tools
 
 
 async def test_a_tool_that_is_done_before_the_end_of_what_was_said_meanwhile_is_kept_after_it(
@@ -753,12 +762,11 @@ async def test_a_tool_that_is_done_before_the_end_of_what_was_said_meanwhile_is_
         session.event(ToolCallsCancelled(("id-1",)))
         session.event(TurnComplete(2, None))
         session.event(ResumptionHandle("from before it was told of the table"))
-        await trio.sleep(0.3)
-        kept = registry.state.tools
-        await says(first, media, 3, "Your table is booked.")
-        answered = registry.state.tools
+        kept, answered = await kept_until_it_says(
+            registry, first, media, 3, "Your table is booked."
+        )
 
-    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert kept == [("id-1", True)]
     assert answered == ()
 
 
@@ -778,12 +786,11 @@ async def test_a_tool_that_is_done_before_a_turn_that_is_interrupted_in_silence_
         session.event(reconnected())
         session.event(ToolCallsCancelled(("id-1",)))
         breaks_off_in_silence(session, 2)
-        await trio.sleep(0.3)
-        kept = registry.state.tools
-        await says(first, media, 3, "Your table is booked.")
-        answered = registry.state.tools
+        kept, answered = await kept_until_it_says(
+            registry, first, media, 3, "Your table is booked."
+        )
 
-    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", True)]
+    assert kept == [("id-1", True)]
     assert answered == ()
 
 
@@ -800,12 +807,9 @@ async def test_a_tool_of_another_process_is_kept_after_a_turn_in_which_nothing_w
         breaks_off_in_silence(session, 2)
         session.event(TurnComplete(3, reason))
         session.event(ResumptionHandle("from when it still had said nothing"))
-        await trio.sleep(0.3)
-        kept = registry.state.tools
-        await says(second, again, 4, "Where were we?")
-        answered = registry.state.tools
+        kept, answered = await kept_until_it_says(registry, second, again, 4, "Where were we?")
 
-    assert [(tool.id, tool.is_done) for tool in kept] == [("id-1", False)]
+    assert kept == [("id-1", False)]
     assert answered == ()
 
 
@@ -821,12 +825,9 @@ async def test_a_tool_of_another_process_is_told_of_though_a_reconnect_comes_bet
         session.event(TurnComplete(2, None))
         session.event(reconnected())
         session.event(ResumptionHandle("from before it has said anything"))
-        await trio.sleep(0.3)
-        before = registry.state.tools
-        await says(second, again, 3, "Where were we?")
-        after = registry.state.tools
+        before, after = await kept_until_it_says(registry, second, again, 3, "Where were we?")
 
-    assert [(tool.id, tool.is_done) for tool in before] == [("id-1", False)]
+    assert before == [("id-1", False)]
     assert after == ()
 
 
