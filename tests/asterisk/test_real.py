@@ -13,6 +13,7 @@ from websockets.trio.client import connect
 import codec
 from codec.shapes import ALAW
 from server.agent.greeting import read_greeting
+from server.call.call import Call
 from server.carrier import MAX_CALL_SID_CHARS
 from tests.asterisk.conftest import exchange_of
 from tests.support.asterisk import (
@@ -268,20 +269,26 @@ async def test_a_phone_that_rings_when_asterisk_is_restarted_is_known_to_ring_no
     assert call.end_reason == "failed"
 
 
+def begins_transfer(nursery: trio.Nursery, call: Call) -> tuple[list[str], trio.Event]:
+    """Transfer a call's caller to sales; what came of that is in the list once they are back."""
+    outcomes: list[str] = []
+    is_back = trio.Event()
+
+    async def transfer() -> None:
+        outcomes.append(await call.transfer("sales", THEM))
+        is_back.set()
+
+    nursery.start_soon(transfer)
+    return outcomes, is_back
+
+
 async def test_a_caller_comes_back_from_a_transfer_that_nobody_takes(exchange, nursery):
     async with exchange.phone() as phone, exchange.phone(is_callee=True) as sales:
         nursery.start_soon(phone.run)
         await phone.call(US)
         await hears_speech(phone)
         call = await exchange.only_call()
-        outcomes: list[str] = []
-        is_back = trio.Event()
-
-        async def transfer() -> None:
-            outcomes.append(await call.transfer("sales", THEM))
-            is_back.set()
-
-        nursery.start_soon(transfer)
+        outcomes, is_back = begins_transfer(nursery, call)
         with pytest.raises(Ended):
             await sales.take_call(refuse=486)
         with trio.fail_after(60):
@@ -506,14 +513,7 @@ async def test_a_caller_whom_the_pbx_takes_from_a_transfer_and_sends_to_us_is_ta
         await phone.call(US)
         await hears_speech(phone)
         call = await exchange.only_call()
-        outcomes: list[str] = []
-        is_back = trio.Event()
-
-        async def transfer() -> None:
-            outcomes.append(await call.transfer("sales", THEM))
-            is_back.set()
-
-        nursery.start_soon(transfer)
+        outcomes, is_back = begins_transfer(nursery, call)
         invite = await sales.rings()
         (caller,) = [one for one in await pbx_channels(exchange) if one["id"] == call.call_sid]
         await exchange.pbx.command(f"channel redirect {caller['name']} from-trunk,{US},1")

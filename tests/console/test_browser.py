@@ -9,6 +9,7 @@ import statistics
 import wave
 from array import array
 from collections.abc import Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -261,27 +262,33 @@ async def test_an_interruption_is_drawn_where_the_recording_falls_silent(kept):
     assert abs(drawn_s - silent_s) < NEAR_S
 
 
-async def test_each_part_of_a_recording_is_drawn_where_it_began(kept):
-    # The timeline is that of the last process: how it took the call up, and nothing from before.
-    call_sid, parts_at_s = "CA" + "d" * 32, (2.0, 30.0, 60.0)
+@asynccontextmanager
+async def kept_in_parts(kept: Any, call_sid: str, parts_at_s: tuple[float, ...], **facts: Any):
+    """A server that has a call whose recording three processes have made: the same in each part."""
     url = f"/calls/{call_sid}/recording"
+    parts = [url, f"{url}?part=2", f"{url}?part=3"]
     recording = kept.record["recording"] | {
-        "url": f"{url}?part=3",
-        "parts": [url, f"{url}?part=2", f"{url}?part=3"],
+        "url": parts[-1],
+        "parts": parts,
         "parts_at_s": parts_at_s,
-    }
-    record = dict(kept.record) | {
-        "call_sid": call_sid,
-        "recording": recording,
-        "transcript": None,
-        "timeline": [{"at_s": 60.0, "what": "taken up from another process", "gap_s": 1.0}],
     }
     async with serving(**kept.settings) as server:
         heard = server.service.recordings.path(kept.call_sid, 1)
         for suffix in (".wav", ".2.wav", ".3.wav"):
             shutil.copy(heard, heard.with_name(call_sid + suffix))
-        server.service.records.keep(record)
+        server.service.records.keep(
+            dict(kept.record) | {"call_sid": call_sid, "recording": recording} | facts
+        )
         await server.service.records.wait_saved()
+        yield server
+
+
+async def test_each_part_of_a_recording_is_drawn_where_it_began(kept):
+    # The timeline is that of the last process: how it took the call up, and nothing from before.
+    call_sid, parts_at_s = "CA" + "d" * 32, (2.0, 30.0, 60.0)
+    timeline = [{"at_s": 60.0, "what": "taken up from another process", "gap_s": 1.0}]
+    facts = {"transcript": None, "timeline": timeline}
+    async with kept_in_parts(kept, call_sid, parts_at_s, **facts) as server:
 
         def look(page: Any) -> None:
             sign_in(page, server.url)
@@ -304,18 +311,7 @@ async def test_each_part_of_a_recording_is_drawn_where_it_began(kept):
 async def test_another_part_of_a_recording_is_heard_from_where_the_call_was(kept):
     # The first process wrote on for a while when the second one had taken the call up.
     call_sid, parts_at_s = "CA" + "b" * 32, (2.0, 4.0, 60.0)
-    url = f"/calls/{call_sid}/recording"
-    recording = kept.record["recording"] | {
-        "parts": [url, f"{url}?part=2", f"{url}?part=3"],
-        "parts_at_s": parts_at_s,
-    }
-    record = dict(kept.record) | {"call_sid": call_sid, "recording": recording}
-    async with serving(**kept.settings) as server:
-        heard = server.service.recordings.path(kept.call_sid, 1)
-        for suffix in (".wav", ".2.wav", ".3.wav"):
-            shutil.copy(heard, heard.with_name(call_sid + suffix))
-        server.service.records.keep(record)
-        await server.service.records.wait_saved()
+    async with kept_in_parts(kept, call_sid, parts_at_s) as server:
 
         def look(page: Any) -> list[tuple[float, float]]:
             page.add_init_script(
