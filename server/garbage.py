@@ -44,8 +44,9 @@ before it is looked through although there are calls. A call has some 1,000."""
 GIVE_BACK_EVERY_S = 5.0
 """To ask for memory back takes 0.6 ms with 300 calls, and 4 ms after their set-ups in one burst."""
 
-# Once: a library that is opened is a ring with what is asked of it.
-_trim: Callable[[int], int] | None = getattr(ctypes.PyDLL(None), "malloc_trim", None)
+# Of a library that is open anyway, on every system: another one would be a ring with what is asked
+# of it.
+_trim: Callable[[int], int] | None = getattr(ctypes.pythonapi, "malloc_trim", None)
 _users = 0  # of this process: the demo has a server for each of its scripts
 
 
